@@ -1,0 +1,157 @@
+"""What may be asked about the weights of an attention, and the form of the answers.
+
+All answers are exact. With P the softmax weights and s the scores after scale, softcap, bias and mask; learned sinks count as one
+more key in ``lse`` and ``entropy``, so that weights and sink probability together sum to 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from multihead.conventions import checked_indices
+from multihead.masks import Sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Which statistics to compute. The first four are light and on by default.
+
+    Args:
+        lse: log Σ exp s.
+        max_score: max s.
+        entropy: -Σ P log P = lse - Σ P s, in nats.
+        visible: number of keys that each query may see.
+        top: number of largest weights to return for each query, with their keys; ties go to the lower key.
+        received: Σ over queries of P for each key, and the same divided by the number of queries that may see the key.
+        offsets: attention mass by distance (query position minus key); True for bins at powers of two, or ascending bin edges:
+            bin i holds the distances from edges[i] up to, not including, edges[i + 1].
+        blocks: (s, t): the mean weight of each block of s queries × t keys, the overview map.
+        rows: queries whose whole rows of weights to return.
+        columns: keys whose whole columns of weights to return.
+        sink: probability that went to learned sinks.
+
+    Memory: O(Lq + Lk) per head, plus what ``rows``, ``columns``, ``top`` and ``blocks`` name; never Lq × Lk.
+
+    >>> Statistics(top=8).entropy
+    True
+    """
+
+    lse: bool = True
+    max_score: bool = True
+    entropy: bool = True
+    visible: bool = True
+    top: int = 0
+    received: bool = False
+    offsets: bool | tuple[int, ...] = False
+    blocks: tuple[int, int] | None = None
+    rows: tuple[int, ...] | None = None
+    columns: tuple[int, ...] | None = None
+    sink: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "columns"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, tuple(int(index) for index in value))
+        if self.top < 0:
+            raise ValueError(f"top={self.top} is negative: it counts the largest weights to return, 0 for none.")
+        if self.blocks is not None and (len(self.blocks) != 2 or min(self.blocks) < 1):
+            raise ValueError(f"blocks={self.blocks} is no pair of positive sizes: say blocks=(64, 64) for 64 queries by 64 keys.")
+        if not isinstance(self.offsets, bool):
+            edges = tuple(int(edge) for edge in self.offsets)
+            if len(edges) < 2 or any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
+                raise ValueError(f"offsets={self.offsets} are no bin edges: give at least two ascending distances, or True.")
+            object.__setattr__(self, "offsets", edges)
+
+    def check(self, sizes: Sizes) -> None:
+        """Raise ``ValueError`` where a chosen row or column is not there."""
+        checked_indices("rows", self.rows or (), sizes.queries)
+        checked_indices("columns", self.columns or (), sizes.keys)
+
+    def edges(self, sizes: Sizes) -> tuple[int, ...]:
+        """The edges of the distance bins for an attention of these sizes."""
+        return power_of_two_edges(sizes) if self.offsets is True else tuple(self.offsets or ())
+
+    @classmethod
+    def every(cls, *, top: int = 8, block: int = 64, rows: Sequence[int] = (0,), columns: Sequence[int] = (0,)) -> "Statistics":
+        """All that there are."""
+        return cls(
+            top=top, received=True, offsets=True, blocks=(block, block), rows=tuple(rows), columns=tuple(columns), sink=True
+        )
+
+
+def power_of_two_edges(sizes: Sizes) -> tuple[int, ...]:
+    """Edges ..., -3, -1, 0, 1, 2, 4, 8, ... that cover every distance between a query's position and a key.
+
+    Bin [0, 1) is the query's own key, [1, 2) the one before, [2, 4) the next two; on the other side [-1, 0) the one after, [-3, -1) two more.
+    """
+    farthest_back = sizes.keys - 1
+    farthest_ahead = max(sizes.keys - 1 - sizes.offset, 0)
+    before, step = [0, 1], 2
+    while before[-1] <= farthest_back:
+        before.append(step)
+        step *= 2
+    after, step = [], 2
+    while not after or -after[-1] < farthest_ahead:
+        after.append(1 - step)
+        step *= 2
+    return (*reversed(after), *before) if farthest_ahead else tuple(before)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurements:
+    """The statistics of one attention; None where one was not asked for.
+
+    Tensors are float32 (float64 for float64 inputs), counts and indices int64. Lq is the number of measured queries.
+    """
+
+    lse: Float[Tensor, "batch head query"] | None = None
+    max_score: Float[Tensor, "batch head query"] | None = None
+    entropy: Float[Tensor, "batch head query"] | None = None
+    visible: Int[Tensor, "batch head_or_1 query"] | None = None
+    top_weights: Float[Tensor, "batch head query top"] | None = None
+    top_keys: Int[Tensor, "batch head query top"] | None = None
+    """-1, with weight 0, where a query sees fewer keys."""
+    received: Float[Tensor, "batch head key"] | None = None
+    received_mean: Float[Tensor, "batch head key"] | None = None
+    offsets: Float[Tensor, "batch head bin"] | None = None
+    offset_edges: Int[Tensor, " edge"] | None = None
+    blocks: Float[Tensor, "batch head query_block key_block"] | None = None
+    rows: Float[Tensor, "batch head row key"] | None = None
+    columns: Float[Tensor, "batch head query column"] | None = None
+    sink: Float[Tensor, "batch head query"] | None = None
+
+    def named(self) -> dict[str, Tensor]:
+        """Those that were asked for, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) is not None}
+
+
+AXES: dict[str, tuple[str, ...]] = {
+    "lse": ("batch", "head", "query"),
+    "max_score": ("batch", "head", "query"),
+    "entropy": ("batch", "head", "query"),
+    "visible": ("batch", "head", "query"),
+    "top_weights": ("batch", "head", "query", "rank"),
+    "top_keys": ("batch", "head", "query", "rank"),
+    "received": ("batch", "head", "key"),
+    "received_mean": ("batch", "head", "key"),
+    "offsets": ("batch", "head", "bin"),
+    "offset_edges": ("edge",),
+    "blocks": ("batch", "head", "query_block", "key_block"),
+    "rows": ("batch", "head", "row", "key"),
+    "columns": ("batch", "head", "query", "column"),
+    "sink": ("batch", "head", "query"),
+}
+"""The axes of each statistic, in words."""
+
+
+def block_cells(length: int, block: int) -> Tensor:
+    """How many of ``length`` tokens each block of ``block`` holds: the last one may be short."""
+    count = -(-length // block)
+    cells = torch.full((count,), block)
+    if count:
+        cells[-1] = length - (count - 1) * block
+    return cells

@@ -1,0 +1,55 @@
+"""Which kernel computes a call: the first, in order of speed, that does not refuse it."""
+
+from types import ModuleType
+
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from multihead.core import AttentionCall
+from multihead.errors import NoKernelError
+from multihead.kernels import chunked, sdpa
+
+KERNELS: tuple[ModuleType, ...] = (sdpa, chunked)
+"""Every kernel that gives an output, fastest first. A kernel is a module with NAME, refuses(call) and attend(call)."""
+
+
+def choose(call: AttentionCall) -> ModuleType:
+    """The kernel for a call.
+
+    Raises:
+        NoKernelError: each kernel refuses; the message holds their reasons.
+    """
+    reasons = {}
+    for kernel in KERNELS:
+        reason = kernel.refuses(call)
+        if reason is None:
+            return kernel
+        reasons[kernel.NAME] = reason
+    raise NoKernelError(f"no kernel computes this attention: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}.")
+
+
+def explain(call: AttentionCall) -> dict[str, str]:
+    """For each kernel: ``"runs"``, ``"could run"`` or the reason why it refuses this call.
+
+    >>> import torch
+    >>> q = torch.zeros(1, 2, 3, 4)
+    >>> explain(AttentionCall(q, q, q, softcap=30.0))
+    {'sdpa': 'refuses: it has no softcap', 'chunked': 'runs'}
+    """
+    chosen = choose(call)
+    reasons = {kernel.NAME: kernel.refuses(call) for kernel in KERNELS}
+    return {
+        kernel.NAME: f"refuses: {reasons[kernel.NAME]}" if reasons[kernel.NAME] else "runs" if kernel is chosen else "could run"
+        for kernel in KERNELS
+    }
+
+
+def attend(call: AttentionCall) -> Tensor:
+    """The output of a call by the chosen kernel, (B, H, Lq, Dv).
+
+    Obeys torch's function protocol, so a ``TorchFunctionMode`` sees every attention of this library here, as one call.
+    """
+    tensors = (call.q, call.k, call.v)
+    if has_torch_function(tensors):
+        return handle_torch_function(attend, tensors, call)
+    return choose(call).attend(call)

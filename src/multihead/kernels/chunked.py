@@ -1,0 +1,153 @@
+"""Attention in plain torch, in query blocks: any device, every option, every statistic, and never a Lq × Lk tensor.
+
+The kernel that always works. Backward recomputes each tile's weights from the queries, keys and log-sum-exp (Dao et al. 2022,
+algorithm 4), so training needs linear memory too.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from multihead.core import AttentionCall, Measurements, Statistics, nonfinite
+from multihead.kernels.collectors import Output, PerQuery, collectors_for, measurements_of
+from multihead.kernels.tiles import (
+    Part,
+    bias_of,
+    biased_and_masked,
+    capped_scores,
+    folded_matmul,
+    grouped_matmul,
+    parts,
+    tile_of,
+)
+
+NAME = "chunked"
+
+
+def refuses(call: AttentionCall) -> str | None:  # noqa: ARG001
+    """Why this kernel cannot compute a call: it always can."""
+    return None
+
+
+def attend(call: AttentionCall) -> Tensor:
+    """The output of a call, (B, H, Lq, Dv), differentiable in q, k, v, bias and sinks.
+
+    Memory: O(B · H · Lq · Dv) and one tile.
+    """
+    return _Attend.apply(call.q, call.k, call.v, call.bias, call.sinks, call)[0]
+
+
+@torch.no_grad()
+def measure(
+    call: AttentionCall, statistics: Statistics, *, queries: Tensor | None = None, output: bool = False
+) -> tuple[Tensor | None, Measurements]:
+    """The statistics of a call, and Σ P v if asked for, in the statistics' dtype; for all queries or some of them.
+
+    Args:
+        call: the attention.
+        statistics: what to compute.
+        queries: (r,) indices of the queries to measure; None: all. ``rows`` must be among them; ``received`` and ``offsets`` then
+            count these queries only, and ``blocks`` counts them off in their order.
+        output: whether to return Σ P v of the measured queries.
+
+    Memory: the answers, and one tile of at most about 2²¹ scores (or one row of one head, if that is longer).
+    """
+    statistics.check(call.sizes)
+    everything = torch.arange(call.sizes.queries, device=call.q.device)
+    chosen = everything if queries is None else queries.to(call.q.device)
+    missing = set(statistics.rows or ()) - set(chosen.tolist()) if queries is not None else set()
+    if missing:
+        raise ValueError(f"rows {sorted(missing)} are not among the measured queries: add them, or leave queries out.")
+    collectors = collectors_for(call, statistics, chosen)
+    out = Output(call, chosen) if output else None
+    align = statistics.blocks[1] if statistics.blocks is not None else 1
+    for part in parts(call, chosen, align):
+        tile = tile_of(call, part)
+        for collector in (*collectors, *([out] if out else [])):
+            collector.add(tile)
+    return (out.found if out else None), measurements_of(collectors)
+
+
+class _Attend(torch.autograd.Function):
+    """Forward and backward over tiles."""
+
+    @staticmethod
+    def forward(q, k, v, bias, sinks, call):
+        call = replace(call, q=q, k=k, v=v, bias=bias, sinks=sinks)
+        queries = torch.arange(q.shape[2], device=q.device)
+        out, lse = Output(call, queries), PerQuery(call, queries, "lse", "lse")
+        for part in parts(call, queries):
+            tile = tile_of(call, part)
+            out.add(tile)
+            lse.add(tile)
+        return out.found.to(q.dtype), lse.found
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        q, k, v, bias, sinks, call = inputs
+        out, lse = output
+        ctx.mark_non_differentiable(lse)
+        ctx.save_for_backward(q, k, v, bias, sinks, out, lse)
+        ctx.call = call
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_out, *_):
+        q, k, v, bias, sinks, out, lse = ctx.saved_tensors
+        call = replace(ctx.call, q=q, k=k, v=v, bias=bias, sinks=sinks)
+        gradients = _Gradients(call, out.to(lse.dtype), lse, d_out)
+        for part in parts(call, torch.arange(q.shape[2], device=q.device)):
+            gradients.add(part)
+        return (*gradients.found(ctx.needs_input_grad), None)
+
+
+class _Gradients:
+    """Gradients of a call, added up tile by tile in the statistics' dtype."""
+
+    def __init__(self, call: AttentionCall, out: Tensor, lse: Tensor, d_out: Tensor) -> None:
+        self.call, self.lse = call, lse
+        self.d_out = d_out.to(out.dtype)
+        self.delta = (self.d_out * out).sum(-1)
+        self.k, self.v = (tensor.masked_fill(~tensor.isfinite(), 0.0) if nonfinite(tensor) else tensor for tensor in (call.k, call.v))
+        self.q_sum, self.k_sum, self.v_sum = (torch.zeros_like(tensor, dtype=out.dtype) for tensor in (call.q, call.k, call.v))
+        self.bias_sum = None if call.bias is None else torch.zeros_like(call.bias, dtype=out.dtype)
+
+    def add(self, part: Part) -> None:
+        """Add what one tile contributes; its weights are recomputed from the log-sum-exp."""
+        call, dtype = self.call, self.lse.dtype
+        here = (part.batch, part.heads, part.rows)
+        there = (part.batch, part.kv_heads, part.keys)
+        scores = capped_scores(call, part)
+        slope = None if call.softcap is None else 1 - (scores / call.softcap) ** 2
+        scores, visible = biased_and_masked(call, part, scores)
+        lse = self.lse[here]
+        weights = (scores - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp_()
+        kv_heads = part.kv_heads.stop - part.kv_heads.start
+
+        self.v_sum[there] += folded_matmul(weights, self.d_out[here], kv_heads)
+        d_weights = grouped_matmul(self.d_out[here], self.v[there].to(dtype).transpose(-2, -1))
+        d_scores = d_weights.sub_(self.delta[here][..., None]).mul_(weights)
+        if visible is not None:
+            d_scores = d_scores.masked_fill_(~visible, 0.0)
+        if self.bias_sum is not None:
+            target = bias_of(replace(call, bias=self.bias_sum), part)
+            target += d_scores.sum_to_size(target.shape)
+        if slope is not None:
+            d_scores = d_scores.mul_(slope)
+        self.q_sum[here] = grouped_matmul(d_scores, self.k[there].to(dtype)) * call.scale
+        self.k_sum[there] += folded_matmul(d_scores, call.q[here].to(dtype), kv_heads) * call.scale
+
+    def found(self, wanted: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+        """Gradients of q, k, v, bias and sinks, in their dtypes; None where not wanted."""
+        call = self.call
+        sinks = None
+        if call.sinks is not None:
+            shares = (call.sinks.to(self.lse.dtype)[None, :, None] - self.lse).exp()
+            sinks = -(shares * self.delta).sum((0, 2))
+        sums = (self.q_sum, self.k_sum, self.v_sum, self.bias_sum, sinks)
+        likes = (call.q, call.k, call.v, call.bias, call.sinks)
+        return tuple(
+            total.to(like.dtype) if need and total is not None else None
+            for total, like, need in zip(sums, likes, wanted, strict=False)
+        )
