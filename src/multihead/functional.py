@@ -27,7 +27,8 @@ def attention(
         q: queries, (B, H, Lq, D).
         k: keys, (B, Hkv, Lk, D); query head h reads key/value head h // (H // Hkv).
         v: values, (B, Hkv, Lk, Dv).
-        mask: what each query may see: an object of :mod:`multihead.masks`, or a boolean tensor, True where it may attend.
+        mask: what each query may see: an object of :mod:`multihead.masks`, or a boolean tensor, True where it may
+            attend.
         bias: added to the scores, broadcastable to (B, H, Lq, Lk).
         scale: factor of the scores; None: 1/√D.
         softcap: c > 0 turns each score s into c·tanh(s/c).

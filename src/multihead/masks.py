@@ -1,11 +1,12 @@
 """What a query may see: masks as small objects that combine with ``&``, ``|`` and ``~``.
 
-A mask never holds a Lq × Lk tensor (except :func:`dense`, which wraps one that exists already). It answers two questions
+A mask never holds a Lq × Lk tensor (except :func:`dense`, which wraps one that exists already). It answers two
+questions
 about chosen queries and keys: which of these keys do these queries see (``visible``), and between which keys does
 everything lie that they can see (``key_range``), so that a kernel skips what nobody sees.
 
-A query's *position* is its index plus Lk - Lq: queries stand at the end of the keys, as with a cache. Without a cache Lq = Lk
-and the position is the index.
+A query's *position* is its index plus Lk - Lq: queries stand at the end of the keys, as with a cache. Without a cache
+Lq = Lk and the position is the index.
 
 >>> import torch
 >>> from multihead import masks
@@ -86,7 +87,7 @@ class Mask(abc.ABC):
         return self
 
     def dense(self, queries: int, keys: int, *, batch: int = 1, heads: int = 1) -> Bool[Tensor, "..."]:
-        """The mask as one boolean tensor, for looking at and for tests: (Lq, Lk), with batch and heads in front if they matter.
+        """The mask as one boolean tensor, (Lq, Lk), with batch and heads in front where they matter: to look at.
 
         Memory: O(Lq · Lk).
         """
@@ -174,8 +175,8 @@ class Documents(Mask):
         for axis, ids, length in (("queries", self.queries, sizes.queries), ("keys", self.keys, sizes.keys)):
             if ids.shape[0] not in (1, sizes.batch) or ids.shape[1] != length:
                 raise ValueError(
-                    f"document numbers of the {axis} have shape {shape_of(ids)}, which does not fit batch {sizes.batch} and "
-                    f"{length} {axis}: give (batch, {axis}), or one row for the whole batch."
+                    f"document numbers of the {axis}, {shape_of(ids)}, do not fit batch {sizes.batch} "
+                    f"and {length} {axis}: give (batch, {axis}), or one row for the whole batch."
                 )
 
     def to(self, device):
@@ -212,7 +213,8 @@ class Dense(Mask):
         if any(size not in (1, wanted) for size, wanted in zip(self.allowed.shape, target, strict=True)):
             hint = " Its last two axes fit when swapped: is it transposed?" if self._fits_transposed(target) else ""
             raise ValueError(
-                f"mask of shape {shape_of(self.allowed)} does not broadcast to (batch, heads, queries, keys) = {target}.{hint}"
+                f"mask of shape {shape_of(self.allowed)} does not broadcast to "
+                f"(batch, heads, queries, keys) = {target}.{hint}"
             )
 
     def _fits_transposed(self, target: tuple[int, ...]) -> bool:
@@ -315,14 +317,21 @@ def sliding_window(window: int | None = None, *, left: int | None = None, right:
             [0, 0, 1]], dtype=torch.int32)
     """
     if (window is None) == (left is None and right is None):
-        raise ValueError("sliding_window takes either window, or left and right: say sliding_window(4) or sliding_window(left=2, right=2).")
+        raise ValueError(
+            "sliding_window takes either window, or left and right: "
+            "say sliding_window(4) or sliding_window(left=2, right=2)."
+        )
     if window is not None:
         if window < 1:
-            raise ValueError(f"window={window} lets a query see nothing: it counts the query's own key and is at least 1.")
+            raise ValueError(
+                f"window={window} lets a query see nothing: it counts the query's own key and is at least 1."
+            )
         return SlidingWindow(window - 1, 0)
     for name, width in (("left", left), ("right", right)):
         if width is not None and width < 0:
-            raise ValueError(f"{name}={width} is negative: it counts the keys on that side, 0 for none and None for all.")
+            raise ValueError(
+                f"{name}={width} is negative: it counts the keys on that side, 0 for none and None for all."
+            )
     return SlidingWindow(left, right)
 
 
@@ -330,8 +339,8 @@ def padding(valid: Bool[Tensor, "batch key"] | Bool[Tensor, " key"]) -> Mask:
     """Keys that are real tokens; every query sees these and no others.
 
     Args:
-        valid: (batch, keys), or (keys,) for the whole batch; True at real tokens. This is the tokenizer's ``attention_mask.bool()``,
-            and the opposite of torch's ``key_padding_mask``.
+        valid: (batch, keys), or (keys,) for the whole batch; True at real tokens. This is the tokenizer's
+            ``attention_mask.bool()``, and the opposite of torch's ``key_padding_mask``.
 
     Raises:
         TypeError: ``valid`` is not boolean.
@@ -367,7 +376,7 @@ def documents(
 
 
 def prefix(length: int) -> Mask:
-    """The first ``length`` keys, for every query; ``causal() | prefix(n)`` is a prefix language model's mask."""
+    """Every query sees the first ``length`` keys; with ``causal() |`` before it, a prefix language model's mask."""
     if length < 0:
         raise ValueError(f"prefix length={length} is negative: it counts keys from the start.")
     return Prefix(length)
@@ -382,9 +391,14 @@ def dense(allowed: Bool[Tensor, "..."]) -> Mask:
     Raises:
         TypeError: ``allowed`` is not boolean.
     """
-    _require_boolean("mask", allowed, "True means may attend; add a float mask as bias instead, and turn 0 and 1 into .bool()")
+    _require_boolean(
+        "mask", allowed, "True means may attend; add a float mask as bias instead, and turn 0 and 1 into .bool()"
+    )
     if not 2 <= allowed.ndim <= 4:
-        raise ValueError(f"mask has shape {shape_of(allowed)}, expected (queries, keys), (heads, queries, keys) or (batch, heads, queries, keys).")
+        raise ValueError(
+            f"mask has shape {shape_of(allowed)}, expected (queries, keys), (heads, queries, keys) or "
+            "(batch, heads, queries, keys)."
+        )
     return Dense(allowed[(None,) * (4 - allowed.ndim)])
 
 

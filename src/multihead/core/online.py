@@ -1,7 +1,10 @@
-"""Online softmax: attention over part of the keys, and the merge of such parts (Milakov & Gimelshein 2018; Dao et al. 2022, section 3.1).
+"""Online softmax: attention over part of the keys, and the merge of such parts.
 
-A state holds, for each query, what is needed to go on: the largest score, the sum of exponentials relative to it, and the
-sum of score · exponential for the entropy. Merging is associative and commutative, so keys may come in any order and from any place.
+Source: Milakov & Gimelshein 2018; Dao et al. 2022, section 3.1.
+
+A state holds, for each query, what is needed to go on: the largest score, the sum of exponentials relative to it, and
+the sum of score · exponential for the entropy. Merging is associative and commutative, so keys may come in any order
+and from any place.
 """
 
 from dataclasses import dataclass
@@ -46,7 +49,7 @@ class SoftmaxState:
 
     @property
     def lse(self) -> Float[Tensor, "..."]:
-        """log Σ exp(s), -inf if nothing was seen."""
+        """The log-sum-exp, log Σ exp(s); -inf if nothing was seen."""
         return self.peak + self.total.log()
 
     @property

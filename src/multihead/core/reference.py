@@ -29,15 +29,15 @@ def reference(call: AttentionCall, dtype: torch.dtype = torch.float64) -> Refere
     """
     q, k, v = (tensor.to(dtype) for tensor in (call.q, call.k, call.v))
     k, v = (tensor.repeat_interleave(call.group, dim=1) for tensor in (k, v))
-    scores = (q @ k.transpose(-2, -1)) * call.scale
+    scores = (q @ k.transpose(-2, -1)) * call.factor
     if call.softcap is not None:
         scores = call.softcap * torch.tanh(scores / call.softcap)
     if call.bias is not None:
         scores = scores + call.bias.to(dtype)
     seen = torch.ones_like(scores, dtype=torch.bool)
     if call.mask is not None:
-        every = (torch.arange(size, device=q.device) for size in scores.shape[2:])
-        seen = seen & call.mask.visible(*every, call.sizes)
+        queries, keys = (torch.arange(size, device=q.device) for size in scores.shape[2:])
+        seen = seen & call.mask.visible(queries, keys, call.sizes)
     scores = scores.masked_fill(~seen, -torch.inf)
 
     sinks = torch.full_like(scores[..., :1], -torch.inf)

@@ -1,11 +1,12 @@
 """What may be asked about the weights of an attention, and the form of the answers.
 
-All answers are exact. With P the softmax weights and s the scores after scale, softcap, bias and mask; learned sinks count as one
-more key in ``lse`` and ``entropy``, so that weights and sink probability together sum to 1.
+All answers are exact. With P the softmax weights and s the scores after scale, softcap, bias and mask; learned sinks
+count as one more key in ``lse`` and ``entropy``, so that weights and sink probability together sum to 1.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -26,8 +27,8 @@ class Statistics:
         visible: number of keys that each query may see.
         top: number of largest weights to return for each query, with their keys; ties go to the lower key.
         received: Σ over queries of P for each key, and the same divided by the number of queries that may see the key.
-        offsets: attention mass by distance (query position minus key); True for bins at powers of two, or ascending bin edges:
-            bin i holds the distances from edges[i] up to, not including, edges[i + 1].
+        offsets: attention mass by distance (query position minus key); True for bins at powers of two, or ascending bin
+            edges: bin i holds the distances from edges[i] up to, not including, edges[i + 1].
         blocks: (s, t): the mean weight of each block of s queries × t keys, the overview map.
         rows: queries whose whole rows of weights to return.
         columns: keys whose whole columns of weights to return.
@@ -59,11 +60,15 @@ class Statistics:
         if self.top < 0:
             raise ValueError(f"top={self.top} is negative: it counts the largest weights to return, 0 for none.")
         if self.blocks is not None and (len(self.blocks) != 2 or min(self.blocks) < 1):
-            raise ValueError(f"blocks={self.blocks} is no pair of positive sizes: say blocks=(64, 64) for 64 queries by 64 keys.")
+            raise ValueError(
+                f"blocks={self.blocks} is no pair of positive sizes: say blocks=(64, 64) for 64 queries by 64 keys."
+            )
         if not isinstance(self.offsets, bool):
             edges = tuple(int(edge) for edge in self.offsets)
-            if len(edges) < 2 or any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
-                raise ValueError(f"offsets={self.offsets} are no bin edges: give at least two ascending distances, or True.")
+            if len(edges) < 2 or any(low >= high for low, high in pairwise(edges)):
+                raise ValueError(
+                    f"offsets={self.offsets} are no bin edges: give at least two ascending distances, or True."
+                )
             object.__setattr__(self, "offsets", edges)
 
     def check(self, sizes: Sizes) -> None:
@@ -76,17 +81,26 @@ class Statistics:
         return power_of_two_edges(sizes) if self.offsets is True else tuple(self.offsets or ())
 
     @classmethod
-    def every(cls, *, top: int = 8, block: int = 64, rows: Sequence[int] = (0,), columns: Sequence[int] = (0,)) -> "Statistics":
+    def every(
+        cls, *, top: int = 8, block: int = 64, rows: Sequence[int] = (0,), columns: Sequence[int] = (0,)
+    ) -> "Statistics":
         """All that there are."""
         return cls(
-            top=top, received=True, offsets=True, blocks=(block, block), rows=tuple(rows), columns=tuple(columns), sink=True
+            top=top,
+            received=True,
+            offsets=True,
+            blocks=(block, block),
+            rows=tuple(rows),
+            columns=tuple(columns),
+            sink=True,
         )
 
 
 def power_of_two_edges(sizes: Sizes) -> tuple[int, ...]:
     """Edges ..., -3, -1, 0, 1, 2, 4, 8, ... that cover every distance between a query's position and a key.
 
-    Bin [0, 1) is the query's own key, [1, 2) the one before, [2, 4) the next two; on the other side [-1, 0) the one after, [-3, -1) two more.
+    Bin [0, 1) is the query's own key, [1, 2) the one before, [2, 4) the next two; on the other side [-1, 0) the one
+    after, [-3, -1) two more.
     """
     farthest_back = sizes.keys - 1
     farthest_ahead = max(sizes.keys - 1 - sizes.offset, 0)
@@ -126,7 +140,9 @@ class Measurements:
 
     def named(self) -> dict[str, Tensor]:
         """Those that were asked for, by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) is not None}
+        return {
+            field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) is not None
+        }
 
 
 AXES: dict[str, tuple[str, ...]] = {

@@ -2,5 +2,6 @@
 
 from multihead.kernels.choose import KERNELS, attend, choose, explain
 from multihead.kernels.chunked import measure
+from multihead.kernels.dense import weights
 
-__all__ = ["KERNELS", "attend", "choose", "explain", "measure"]
+__all__ = ["KERNELS", "attend", "choose", "explain", "measure", "weights"]

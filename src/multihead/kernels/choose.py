@@ -25,7 +25,9 @@ def choose(call: AttentionCall) -> ModuleType:
         if reason is None:
             return kernel
         reasons[kernel.NAME] = reason
-    raise NoKernelError(f"no kernel computes this attention: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}.")
+    raise NoKernelError(
+        f"no kernel computes this attention: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}."
+    )
 
 
 def explain(call: AttentionCall) -> dict[str, str]:
@@ -39,7 +41,11 @@ def explain(call: AttentionCall) -> dict[str, str]:
     chosen = choose(call)
     reasons = {kernel.NAME: kernel.refuses(call) for kernel in KERNELS}
     return {
-        kernel.NAME: f"refuses: {reasons[kernel.NAME]}" if reasons[kernel.NAME] else "runs" if kernel is chosen else "could run"
+        kernel.NAME: f"refuses: {reasons[kernel.NAME]}"
+        if reasons[kernel.NAME]
+        else "runs"
+        if kernel is chosen
+        else "could run"
         for kernel in KERNELS
     }
 

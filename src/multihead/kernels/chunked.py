@@ -1,7 +1,7 @@
 """Attention in plain torch, in query blocks: any device, every option, every statistic, and never a Lq × Lk tensor.
 
-The kernel that always works. Backward recomputes each tile's weights from the queries, keys and log-sum-exp (Dao et al. 2022,
-algorithm 4), so training needs linear memory too.
+The kernel that always works. Backward recomputes each tile's weights from the queries, keys and log-sum-exp (Dao et al.
+2022, algorithm 4), so training needs linear memory too.
 """
 
 from dataclasses import replace
@@ -13,11 +13,11 @@ from multihead.core import AttentionCall, Measurements, Statistics, nonfinite
 from multihead.kernels.collectors import Output, PerQuery, collectors_for, measurements_of
 from multihead.kernels.tiles import (
     Part,
-    bias_of,
     biased_and_masked,
     capped_scores,
     folded_matmul,
     grouped_matmul,
+    part_of,
     parts,
     tile_of,
 )
@@ -35,7 +35,8 @@ def attend(call: AttentionCall) -> Tensor:
 
     Memory: O(B · H · Lq · Dv) and one tile.
     """
-    return _Attend.apply(call.q, call.k, call.v, call.bias, call.sinks, call)[0]
+    seed = int(torch.randint(1 << 62, ())) if call.dropout else 0
+    return _Attend.apply(call.q, call.k, call.v, call.bias, call.sinks, call, seed)[0]
 
 
 @torch.no_grad()
@@ -47,8 +48,8 @@ def measure(
     Args:
         call: the attention.
         statistics: what to compute.
-        queries: (r,) indices of the queries to measure; None: all. ``rows`` must be among them; ``received`` and ``offsets`` then
-            count these queries only, and ``blocks`` counts them off in their order.
+        queries: (r,) indices of the queries to measure; None: all. ``rows`` must be among them; ``received`` and
+            ``offsets`` then count these queries only, and ``blocks`` counts them off in their order.
         output: whether to return Σ P v of the measured queries.
 
     Memory: the answers, and one tile of at most about 2²¹ scores (or one row of one head, if that is longer).
@@ -73,47 +74,59 @@ class _Attend(torch.autograd.Function):
     """Forward and backward over tiles."""
 
     @staticmethod
-    def forward(q, k, v, bias, sinks, call):
+    def forward(q, k, v, bias, sinks, call, seed):
         call = replace(call, q=q, k=k, v=v, bias=bias, sinks=sinks)
         queries = torch.arange(q.shape[2], device=q.device)
         out, lse = Output(call, queries), PerQuery(call, queries, "lse", "lse")
-        for part in parts(call, queries):
+        for number, part in enumerate(parts(call, queries)):
             tile = tile_of(call, part)
-            out.add(tile)
             lse.add(tile)
+            if call.dropout:
+                tile = replace(tile, weights=tile.weights * _kept(tile.weights, call.dropout, seed + number))
+            out.add(tile)
         return out.found.to(q.dtype), lse.found
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        q, k, v, bias, sinks, call = inputs
-        out, lse = output
+        q, k, v, bias, sinks, call, seed = inputs
+        _, lse = output
         ctx.mark_non_differentiable(lse)
-        ctx.save_for_backward(q, k, v, bias, sinks, out, lse)
-        ctx.call = call
+        ctx.save_for_backward(q, k, v, bias, sinks, lse)
+        ctx.call, ctx.seed = call, seed
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_out, *_):
-        q, k, v, bias, sinks, out, lse = ctx.saved_tensors
+    def backward(ctx, d_out, _):  # pyrefly: ignore[bad-override]
+        q, k, v, bias, sinks, lse = ctx.saved_tensors
         call = replace(ctx.call, q=q, k=k, v=v, bias=bias, sinks=sinks)
-        gradients = _Gradients(call, out.to(lse.dtype), lse, d_out)
-        for part in parts(call, torch.arange(q.shape[2], device=q.device)):
-            gradients.add(part)
-        return (*gradients.found(ctx.needs_input_grad), None)
+        gradients = _Gradients(call, lse, d_out)
+        for number, part in enumerate(parts(call, torch.arange(q.shape[2], device=q.device))):
+            gradients.add(part, ctx.seed + number)
+        return (*gradients.found(ctx.needs_input_grad), None, None)
+
+
+def _kept(weights: Tensor, dropout: float, seed: int) -> Tensor:
+    """0 for a dropped weight, 1/(1 - dropout) for a kept one; a seed's own, so that backward drops what forward did."""
+    generator = torch.Generator(weights.device).manual_seed(seed)
+    return torch.empty_like(weights).bernoulli_(1 - dropout, generator=generator).div_(1 - dropout)
 
 
 class _Gradients:
     """Gradients of a call, added up tile by tile in the statistics' dtype."""
 
-    def __init__(self, call: AttentionCall, out: Tensor, lse: Tensor, d_out: Tensor) -> None:
+    def __init__(self, call: AttentionCall, lse: Tensor, d_out: Tensor) -> None:
         self.call, self.lse = call, lse
-        self.d_out = d_out.to(out.dtype)
-        self.delta = (self.d_out * out).sum(-1)
-        self.k, self.v = (tensor.masked_fill(~tensor.isfinite(), 0.0) if nonfinite(tensor) else tensor for tensor in (call.k, call.v))
-        self.q_sum, self.k_sum, self.v_sum = (torch.zeros_like(tensor, dtype=out.dtype) for tensor in (call.q, call.k, call.v))
-        self.bias_sum = None if call.bias is None else torch.zeros_like(call.bias, dtype=out.dtype)
+        self.d_out = d_out.to(lse.dtype)
+        self.delta = torch.zeros_like(lse)
+        self.k, self.v = (
+            tensor.masked_fill(~tensor.isfinite(), 0.0) if nonfinite(tensor) else tensor for tensor in (call.k, call.v)
+        )
+        self.q_sum, self.k_sum, self.v_sum = (
+            torch.zeros_like(tensor, dtype=lse.dtype) for tensor in (call.q, call.k, call.v)
+        )
+        self.bias_sum = None if call.bias is None else torch.zeros_like(call.bias, dtype=lse.dtype)
 
-    def add(self, part: Part) -> None:
+    def add(self, part: Part, seed: int) -> None:
         """Add what one tile contributes; its weights are recomputed from the log-sum-exp."""
         call, dtype = self.call, self.lse.dtype
         here = (part.batch, part.heads, part.rows)
@@ -121,22 +134,27 @@ class _Gradients:
         scores = capped_scores(call, part)
         slope = None if call.softcap is None else 1 - (scores / call.softcap) ** 2
         scores, visible = biased_and_masked(call, part, scores)
+        if slope is not None and visible is not None:
+            slope = slope.masked_fill_(~visible, 0.0)
         lse = self.lse[here]
         weights = (scores - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp_()
         kv_heads = part.kv_heads.stop - part.kv_heads.start
 
-        self.v_sum[there] += folded_matmul(weights, self.d_out[here], kv_heads)
         d_weights = grouped_matmul(self.d_out[here], self.v[there].to(dtype).transpose(-2, -1))
+        used = weights
+        if call.dropout:
+            kept = _kept(weights, call.dropout, seed)
+            used, d_weights = weights * kept, d_weights.mul_(kept)
+        self.v_sum[there] += folded_matmul(used, self.d_out[here], kv_heads)
+        self.delta[here] = torch.linalg.vecdot(weights, d_weights)
         d_scores = d_weights.sub_(self.delta[here][..., None]).mul_(weights)
-        if visible is not None:
-            d_scores = d_scores.masked_fill_(~visible, 0.0)
         if self.bias_sum is not None:
-            target = bias_of(replace(call, bias=self.bias_sum), part)
+            target = part_of(self.bias_sum, part.batch, part.heads, part.rows, part.keys)
             target += d_scores.sum_to_size(target.shape)
         if slope is not None:
             d_scores = d_scores.mul_(slope)
-        self.q_sum[here] = grouped_matmul(d_scores, self.k[there].to(dtype)) * call.scale
-        self.k_sum[there] += folded_matmul(d_scores, call.q[here].to(dtype), kv_heads) * call.scale
+        self.q_sum[here] = grouped_matmul(d_scores, self.k[there].to(dtype)) * call.factor
+        self.k_sum[there] += folded_matmul(d_scores, call.q[here].to(dtype), kv_heads) * call.factor
 
     def found(self, wanted: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
         """Gradients of q, k, v, bias and sinks, in their dtypes; None where not wanted."""
@@ -148,6 +166,6 @@ class _Gradients:
         sums = (self.q_sum, self.k_sum, self.v_sum, self.bias_sum, sinks)
         likes = (call.q, call.k, call.v, call.bias, call.sinks)
         return tuple(
-            total.to(like.dtype) if need and total is not None else None
+            total.to(like.dtype) if need and total is not None and like is not None else None
             for total, like, need in zip(sums, likes, wanted, strict=False)
         )

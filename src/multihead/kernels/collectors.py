@@ -32,7 +32,7 @@ class Collector(abc.ABC):
     def answer(self) -> dict[str, Tensor]:
         """The statistic, under its names in :class:`multihead.core.Measurements`."""
 
-    def _empty(self, *shape: int, dtype: torch.dtype | None = None, fill: float = 0) -> Tensor:
+    def _empty(self, *shape: int, dtype: torch.dtype | None = None, fill: int = 0) -> Tensor:
         return torch.full((self.sizes.batch, *shape), fill, dtype=dtype or self.dtype, device=self.call.q.device)
 
     def _mask_heads(self) -> int:
@@ -193,7 +193,9 @@ class Blocks(Collector):
     def __init__(self, call: AttentionCall, queries: Tensor, blocks: tuple[int, int]) -> None:
         super().__init__(call, queries)
         self.height, self.width = blocks
-        down, across = (-(-length // size) for length, size in ((self.count, self.height), (self.sizes.keys, self.width)))
+        down, across = (
+            -(-length // size) for length, size in ((self.count, self.height), (self.sizes.keys, self.width))
+        )
         self.total = self._empty(self.sizes.heads, down, across, dtype=self.sum_dtype)
 
     def add(self, tile: Tile) -> None:
@@ -262,7 +264,9 @@ class Output(Collector):
     def add(self, tile: Tile) -> None:
         part = tile.part
         v = self.call.v[part.batch, part.kv_heads, part.keys].to(self.dtype)
-        self.found[part.batch, part.heads, part.rows] = self._careful(tile, v) if self.careful else grouped_matmul(tile.weights, v)
+        self.found[part.batch, part.heads, part.rows] = (
+            self._careful(tile, v) if self.careful else grouped_matmul(tile.weights, v)
+        )
 
     def _careful(self, tile: Tile, v: Tensor) -> Tensor:
         """As the product, but NaN and inf reach only the queries that see them."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multihead.core import AttentionCall, nonfinite
-from multihead.masks import Causal, Dense, Mask, Padding
+from multihead.masks import Causal, Dense, Padding
 
 NAME = "sdpa"
 
@@ -41,7 +41,14 @@ def attend(call: AttentionCall) -> Tensor:
         bias = call.bias.to(call.q.dtype)
         mask = bias if mask is None else torch.where(mask, bias, -torch.inf)
     return F.scaled_dot_product_attention(
-        call.q, call.k, call.v, attn_mask=mask, is_causal=is_causal, scale=call.scale, enable_gqa=call.group > 1
+        call.q,
+        call.k,
+        call.v,
+        attn_mask=mask,
+        dropout_p=call.dropout,
+        is_causal=is_causal,
+        scale=call.scale,
+        enable_gqa=call.group > 1,
     )
 
 
@@ -55,22 +62,20 @@ def _hides_nothing(call: AttentionCall) -> bool:
 
 
 def _dense_size(call: AttentionCall) -> int:
-    """Elements of the mask that SDPA would have to be given."""
-    sizes = call.sizes
-    if isinstance(call.mask, Dense) or _is_plain_causal(call) or _hides_nothing(call):
+    """Elements of the mask that SDPA would have to be given, beyond what exists already."""
+    mask, sizes = call.mask, call.sizes
+    if mask is None or isinstance(mask, Dense) or _is_plain_causal(call) or _hides_nothing(call):
         return 0
-    if isinstance(call.mask, Padding):
+    if isinstance(mask, Padding):
         return sizes.batch * sizes.keys
-    return _mask_axes(call.mask, call) * sizes.queries * sizes.keys
-
-
-def _mask_axes(mask: Mask, call: AttentionCall) -> int:
     one = torch.zeros(1, dtype=torch.int64, device=call.q.device)
-    return mask.visible(one, one, call.sizes).shape[:2].numel()
+    return mask.visible(one, one, sizes).shape[:2].numel() * sizes.queries * sizes.keys
 
 
 def _dense_mask(call: AttentionCall) -> Tensor | None:
     if call.mask is None or _hides_nothing(call):
         return None
+    if isinstance(call.mask, Dense):
+        return call.mask.allowed
     queries, keys = (torch.arange(size, device=call.q.device) for size in (call.sizes.queries, call.sizes.keys))
     return call.mask.visible(queries, keys, call.sizes)

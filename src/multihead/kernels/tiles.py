@@ -1,7 +1,7 @@
 """Attention in tiles: some sequences, some heads, some queries, and every key these can see.
 
-A tile is the largest thing that the chunked kernel ever holds. Whole rows are kept together, so a tile's weights are final and
-every statistic may be gathered from it directly.
+A tile is the largest thing that the chunked kernel ever holds. Whole rows are kept together, so a tile's weights are
+final and every statistic may be gathered from it directly.
 """
 
 from collections.abc import Iterator
@@ -74,7 +74,7 @@ def parts(call: AttentionCall, queries: Int[Tensor, " query"], align: int = 1) -
 def capped_scores(call: AttentionCall, part: Part) -> Tensor:
     """A part's scores after scale and softcap."""
     dtype = statistics_dtype(call.q.dtype)
-    q = call.q[part.batch, part.heads][:, :, part.queries].to(dtype) * call.scale
+    q = call.q[part.batch, part.heads][:, :, part.queries].to(dtype) * call.factor
     k = call.k[part.batch, part.kv_heads, part.keys].to(dtype)
     scores = grouped_matmul(q, k.transpose(-2, -1))
     return scores if call.softcap is None else scores.div_(call.softcap).tanh_().mul_(call.softcap)
@@ -96,15 +96,20 @@ def visible_of(call: AttentionCall, part: Part) -> Tensor | None:
         return None
     keys = torch.arange(part.keys.start, part.keys.stop, device=call.q.device)
     visible = call.mask.visible(part.queries, keys, call.sizes)
-    return visible[_narrow(part.batch, visible.shape[0]), _narrow(part.heads, visible.shape[1])]
+    return part_of(visible, part.batch, part.heads)
 
 
 def bias_of(call: AttentionCall, part: Part) -> Tensor:
     """The part of the call's bias that belongs to a tile; axes of size 1 stay so."""
-    bias = call.bias[_narrow(part.batch, call.bias.shape[0]), _narrow(part.heads, call.bias.shape[1])]
-    if bias.shape[2] != 1:
-        bias = bias[:, :, part.queries]
-    return bias[..., part.keys] if bias.shape[3] != 1 else bias
+    bias = call.bias
+    assert bias is not None  # noqa: S101  callers ask only where there is one
+    bias = part_of(bias, part.batch, part.heads, slice(None), part.keys)
+    return bias if bias.shape[2] == 1 else bias[:, :, part.queries]
+
+
+def part_of(tensor: Tensor, *places: slice) -> Tensor:
+    """A view of a broadcastable tensor: on each axis the slice, or all of it where its size is 1."""
+    return tensor[tuple(slice(None) if size == 1 else place for size, place in zip(tensor.shape, places, strict=False))]
 
 
 def tile_of(call: AttentionCall, part: Part) -> Tile:
@@ -126,7 +131,9 @@ def tile_of(call: AttentionCall, part: Part) -> Tile:
     return Tile(part, scores, weights, visible, peak, lse, sink)
 
 
-def grouped_matmul(left: Float[Tensor, "batch head m n"], right: Float[Tensor, "batch kv_head n p"]) -> Float[Tensor, "batch head m p"]:
+def grouped_matmul(
+    left: Float[Tensor, "batch head m n"], right: Float[Tensor, "batch kv_head n p"]
+) -> Float[Tensor, "batch head m p"]:
     """Matrix products of every query head with its key/value head, without repeating the latter."""
     batch, heads, rows, inner = left.shape
     kv_heads, width = right.shape[1], right.shape[3]
@@ -134,10 +141,13 @@ def grouped_matmul(left: Float[Tensor, "batch head m n"], right: Float[Tensor, "
     return torch.bmm(folded, right.reshape(batch * kv_heads, inner, width)).view(batch, heads, rows, width)
 
 
-def folded_matmul(left: Float[Tensor, "batch head m n"], right: Float[Tensor, "batch head m p"], kv_heads: int) -> Tensor:
-    """Σ over a group's heads and rows of leftᵀ · right: (batch, kv_head, n, p), the gradient's side of :func:`grouped_matmul`."""
+def folded_matmul(
+    left: Float[Tensor, "batch head m n"], right: Float[Tensor, "batch head m p"], kv_heads: int
+) -> Tensor:
+    """Σ over a group's heads and rows of leftᵀ · right, (batch, kv_head, n, p): grouped_matmul's gradient."""
     batch = left.shape[0]
-    lefts, rights = (tensor.reshape(batch * kv_heads, -1, tensor.shape[-1]) for tensor in (left, right))
+    rows = left.shape[1] * left.shape[2] // max(1, kv_heads)
+    lefts, rights = (tensor.reshape(batch * kv_heads, rows, tensor.shape[-1]) for tensor in (left, right))
     return torch.bmm(lefts.transpose(1, 2), rights).view(batch, kv_heads, left.shape[-1], right.shape[-1])
 
 
@@ -145,6 +155,3 @@ def _slices(length: int, step: int) -> Iterator[slice]:
     for start in range(0, length, max(1, step)):
         yield slice(start, min(start + step, length))
 
-
-def _narrow(part: slice, size: int) -> slice:
-    return slice(None) if size == 1 else part

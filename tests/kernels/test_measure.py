@@ -1,0 +1,166 @@
+"""Every statistic against its definition on the float64 weights."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import pad
+
+from multihead.core import AXES, Measurements, Statistics, block_cells, reference
+from multihead.kernels import measure, tiles
+from multihead.kernels.collectors import largest
+
+from tests.accuracy import OPTIONS, check, mask_examples, random_call
+
+EVERYTHING = Statistics.every(top=4, block=3, rows=(5, 0), columns=(10, 3, 4))
+
+
+@pytest.fixture(params=[13, 1 << 21], ids=["tiny tiles", "one tile"])
+def tile_scores(request, monkeypatch):
+    monkeypatch.setattr(tiles, "TILE_SCORES", request.param)
+
+
+def definitions(call, statistics, dtype=torch.float64):
+    """Each statistic by its definition, from all weights at once."""
+    found = reference(call, dtype)
+    weights, scores = found.weights, found.scores
+    sinks = torch.full_like(scores[..., :1], -torch.inf)
+    if call.sinks is not None:
+        sinks = call.sinks.to(dtype)[None, :, None, None].expand_as(sinks)
+    seen = scores > -torch.inf
+    sizes = call.sizes
+    distance = torch.arange(sizes.queries)[:, None] + sizes.offset - torch.arange(sizes.keys)
+    edges = statistics.edges(sizes)
+    (height, width), top = statistics.blocks, statistics.top
+    order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :top]
+    hidden = ~seen.gather(-1, order)
+    folded = (
+        pad(weights, (0, -sizes.keys % width, 0, -sizes.queries % height))
+        .unflatten(3, (-1, width))
+        .unflatten(2, (-1, height))
+    )
+    return {
+        "lse": torch.logsumexp(torch.cat([scores, sinks], -1), -1),
+        "max_score": scores.amax(-1),
+        "entropy": torch.special.entr(weights).sum(-1) + torch.special.entr(found.sink),
+        "visible": seen.sum(-1),
+        "top_keys": order.masked_fill(hidden, -1),
+        "top_weights": weights.gather(-1, order).masked_fill(hidden, 0.0),
+        "received": weights.sum(2),
+        "received_mean": weights.sum(2) / seen.sum(2).clamp_min(1),
+        "offsets": torch.stack(
+            [
+                (weights * ((distance >= low) & (distance < high))).sum((2, 3))
+                for low, high in zip(edges, edges[1:], strict=False)
+            ],
+            -1,
+        ),
+        "offset_edges": torch.tensor(edges),
+        "blocks": folded.sum((3, 5)) / (block_cells(sizes.queries, height)[:, None] * block_cells(sizes.keys, width)),
+        "rows": weights[:, :, list(statistics.rows)],
+        "columns": weights[..., list(statistics.columns)],
+        "sink": found.sink,
+    }
+
+
+@pytest.mark.usefixtures("tile_scores")
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("mask", mask_examples().values(), ids=mask_examples())
+def test_every_statistic(mask, options):
+    call = random_call(mask=mask, **options)
+    _, found = measure(call, EVERYTHING)
+    exact, simple = definitions(call, EVERYTHING), definitions(call, EVERYTHING, torch.float32)
+    assert set(found.named()) == set(exact) == set(AXES)
+    for name, value in found.named().items():
+        if name == "visible":
+            assert torch.equal(value.expand_as(exact[name]), exact[name])
+        elif not value.is_floating_point():
+            assert torch.equal(value, exact[name]), name
+        else:
+            assert value.dtype == torch.float32
+            check(value, exact[name], simple[name], name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_types(dtype):
+    call = random_call(dtype, mask=mask_examples()["causal padding"], bias=True)
+    _, found = measure(call, EVERYTHING)
+    exact, simple = definitions(call, EVERYTHING), definitions(call, EVERYTHING, found.lse.dtype)
+    assert found.entropy.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    for name in ("lse", "entropy", "received", "rows", "blocks", "offsets"):
+        check(getattr(found, name), exact[name], simple[name], name)
+
+
+def test_nothing_that_was_not_asked_for():
+    _, found = measure(random_call(), Statistics(lse=False, max_score=False, entropy=False, visible=False))
+    assert found == Measurements()
+    assert found.named() == {}
+
+
+@pytest.mark.usefixtures("tile_scores")
+def test_chosen_queries_are_a_cut_of_the_whole():
+    call = random_call(mask=mask_examples()["causal padding"], sinks=True)
+    queries = torch.tensor([1, 4, 6])
+    statistics = replace(EVERYTHING, rows=(6, 1))
+    output, found = measure(call, statistics, queries=queries, output=True)
+    every, whole = measure(call, replace(EVERYTHING, rows=tuple(range(7))), output=True)
+    torch.testing.assert_close(output, every[:, :, queries])
+    for name in ("lse", "entropy", "visible", "top_weights", "columns", "sink"):
+        torch.testing.assert_close(getattr(found, name), getattr(whole, name)[:, :, queries])
+    torch.testing.assert_close(found.rows, whole.rows[:, :, [6, 1]])
+    torch.testing.assert_close(found.received, whole.rows[:, :, queries].sum(2))
+    with pytest.raises(ValueError, match=r"rows \[5\] are not among the measured queries"):
+        measure(call, replace(EVERYTHING, rows=(5,)), queries=queries)
+
+
+def test_output_is_the_attention():
+    call = random_call(mask=mask_examples()["tree"])
+    output, _ = measure(call, Statistics(), output=True)
+    check(output, reference(call).output, reference(call, torch.float32).output)
+
+
+def test_top_has_no_more_than_there_are_keys():
+    _, found = measure(random_call(), Statistics(top=50))
+    assert found.top_weights.shape == (2, 6, 7, 11)
+
+
+def test_ties_go_to_the_lower_index():
+    scores = torch.tensor([[1.0, 3.0, 3.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0], [5.0, 4.0, 3.0, 2.0, 1.0]]).repeat(
+        9, 1
+    )
+    values, indices = largest(scores, 2)
+    assert indices.tolist() == [[1, 2], [0, 1], [0, 1]] * 9
+    assert values.tolist() == [[3.0, 3.0], [0.0, 0.0], [5.0, 4.0]] * 9
+
+
+def test_no_tile_is_larger_than_promised(monkeypatch):
+    """The peak of one tile's scores, counted where tiles are made; a Lq × Lk tensor would be 16 times as large."""
+    monkeypatch.setattr(tiles, "TILE_SCORES", 1 << 14)
+    seen = []
+    original = tiles.capped_scores
+
+    def counting(call, part):
+        scores = original(call, part)
+        seen.append(scores.numel())
+        return scores
+
+    monkeypatch.setattr(tiles, "capped_scores", counting)
+    call = random_call(batch=1, heads=2, kv_heads=1, queries=512, keys=512)
+    measure(call, Statistics.every())
+    assert max(seen) <= 1 << 14
+    assert sum(seen) == 2 * 512 * 512
+
+
+def test_causal_tiles_skip_the_future():
+    call = random_call(batch=1, heads=1, kv_heads=1, queries=64, keys=64, mask=mask_examples()["causal"])
+    chosen = torch.arange(64)
+    cells = sum(len(part.queries) * (part.keys.stop - part.keys.start) for part in _small_parts(call, chosen))
+    assert cells < 0.6 * 64 * 64
+
+
+def _small_parts(call, queries):
+    original, tiles.TILE_SCORES = tiles.TILE_SCORES, 256
+    try:
+        yield from tiles.parts(call, queries)
+    finally:
+        tiles.TILE_SCORES = original

@@ -1,0 +1,173 @@
+"""Every kernel's output and gradients against the float64 formula."""
+
+import pytest
+import torch
+
+from multihead import masks
+from multihead.core import AttentionCall, reference
+from multihead.kernels import KERNELS, choose, chunked, dense, explain, sdpa, tiles
+
+from tests.accuracy import OPTIONS, check, mask_examples, plain, random_bool, random_call
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(params=[13, 1 << 21], ids=["tiny tiles", "one tile"])
+def tile_scores(request, monkeypatch):
+    monkeypatch.setattr(tiles, "TILE_SCORES", request.param)
+
+
+def inputs(call: AttentionCall) -> list[torch.Tensor]:
+    return [tensor for tensor in (call.q, call.k, call.v, call.bias, call.sinks) if tensor is not None]
+
+
+def compare(kernel, call: AttentionCall) -> None:
+    exact, simple = reference(call).output, plain(call).output
+    direction = torch.randn(exact.shape, dtype=torch.float64)
+    found = kernel.attend(call)
+    check(found, exact, simple, f"{kernel.NAME} output")
+    gradients = [
+        torch.autograd.grad(output, inputs(call), direction.to(output.dtype), allow_unused=True)
+        for output in (found, exact, simple)
+    ]
+    for name, mine, theirs, simple_one in zip(("q", "k", "v", "bias or sinks", "sinks"), *gradients, strict=False):
+        check(mine, theirs.double(), simple_one, f"{kernel.NAME} gradient of {name}")
+
+
+@pytest.mark.usefixtures("tile_scores")
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("mask", mask_examples().values(), ids=mask_examples())
+def test_chunked(mask, options):
+    compare(chunked, random_call(mask=mask, requires_grad=True, **options))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("mask", mask_examples().values(), ids=mask_examples())
+def test_sdpa_or_a_reason(mask, options):
+    call = random_call(mask=mask, requires_grad=True, **options)
+    reason = sdpa.refuses(call)
+    if options.get("softcap") or options.get("sinks"):
+        assert "no softcap" in reason or "no learned sinks" in reason
+    else:
+        assert reason is None
+        compare(sdpa, call)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.NAME)
+def test_types(kernel, dtype):
+    call = random_call(dtype, mask=masks.causal() & masks.padding(random_bool(2, 11)), requires_grad=True)
+    assert kernel.attend(call).dtype == dtype
+    compare(kernel, call)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.NAME)
+@pytest.mark.parametrize("kv_heads", [1, 2, 3, 6])
+def test_groups_of_heads(kernel, kv_heads):
+    compare(kernel, random_call(kv_heads=kv_heads, mask=masks.causal(), requires_grad=True))
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.NAME)
+@pytest.mark.parametrize(("queries", "keys"), [(1, 11), (7, 7), (11, 7), (1, 1)])
+def test_causal_at_every_ratio_of_lengths(kernel, queries, keys):
+    compare(kernel, random_call(queries=queries, keys=keys, mask=masks.causal(), requires_grad=True))
+
+
+@pytest.mark.parametrize("sizes", [{"queries": 0}, {"keys": 0}, {"batch": 0}, {"keys": 0, "queries": 0}], ids=str)
+def test_nothing_to_attend_is_an_answer(sizes):
+    call = random_call(requires_grad=True, **sizes)
+    assert choose(call) is chunked
+    output = choose(call).attend(call)
+    assert output.shape == (call.q.shape[0], 6, call.q.shape[2], 13)
+    assert not output.any()
+    output.sum().backward()
+    assert not call.q.grad.any()
+
+
+def poisoned(call: AttentionCall, where: str, poison: float) -> AttentionCall:
+    """The call with one number in each head of key or value 7 replaced."""
+    with torch.no_grad():
+        for name in ("k", "v"):
+            if where in (name, "both"):
+                getattr(call, name)[:, :, 7, 2] = poison
+    return call
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("where", ["k", "v", "both"])
+@pytest.mark.parametrize("options", [{}, {"sinks": True, "softcap": 2.0}], ids=["plain", "capped"])
+class TestHiddenNaN:
+    """pytorch#101967: what a query may not see does not reach it."""
+
+    def test_in_the_padding(self, poison, where, options):
+        valid = torch.ones(2, 11, dtype=torch.bool)
+        valid[:, 7] = False
+        call = random_call(mask=masks.padding(valid), requires_grad=True, **options)
+        clean = choose(call).attend(call)
+        clean_gradients = torch.autograd.grad(clean.sum(), inputs(call))
+        call = poisoned(call, where, poison)
+        output = choose(call).attend(call)
+        torch.testing.assert_close(output, clean)
+        torch.testing.assert_close(torch.autograd.grad(output.sum(), inputs(call)), clean_gradients)
+
+    def test_in_the_future(self, poison, where, options):
+        call = random_call(mask=masks.causal(), queries=11, requires_grad=True, **options)
+        clean = choose(call).attend(call)
+        (clean_gradient,) = torch.autograd.grad(clean.sum(), call.q)
+        call = poisoned(call, where, poison)
+        output = choose(call).attend(call)
+        torch.testing.assert_close(output[:, :, :7], clean[:, :, :7])
+        (gradient,) = torch.autograd.grad(output[:, :, :7].sum(), call.q)
+        torch.testing.assert_close(gradient[:, :, :7], clean_gradient[:, :, :7])
+        if where != "k":
+            assert not output[:, :, 7:, 2].isfinite().any()
+
+
+def test_dropout_keeps_the_mean_and_backward_drops_the_same():
+    call = random_call(torch.float64, dropout=0.5, softcap=2.0, requires_grad=True)
+    exact = reference(call).output
+    mean = sum(chunked.attend(call).detach() for _ in range(2000)) / 2000
+    assert (mean - exact).abs().max() < 0.2
+    torch.manual_seed(3)
+    first = chunked.attend(call)
+    torch.manual_seed(3)
+    assert torch.equal(first, chunked.attend(call))
+
+    def with_the_same_drops(q, k, v):
+        torch.manual_seed(3)
+        return chunked.attend(AttentionCall(q, k, v, dropout=0.5, softcap=2.0))
+
+    assert torch.autograd.gradcheck(with_the_same_drops, (call.q, call.k, call.v))
+
+
+def test_weights_are_the_formulas_and_differentiable():
+    for options in OPTIONS.values():
+        call = random_call(mask=mask_examples()["causal padding"], requires_grad=True, **options)
+        found, exact, simple = dense.weights(call), reference(call).weights, plain(call).weights
+        check(found, exact, simple, "weights")
+        direction = torch.randn(exact.shape, dtype=torch.float64)
+        for mine, theirs, simple_one in zip(
+            *(torch.autograd.grad(w, [call.q, call.k], direction.to(w.dtype)) for w in (found, exact, simple)),
+            strict=True,
+        ):
+            check(mine, theirs.double(), simple_one, "gradient of the weights")
+
+
+def test_choosing_is_explained():
+    assert explain(random_call()) == {"sdpa": "runs", "chunked": "could run"}
+    assert explain(random_call(sinks=True)) == {"sdpa": "refuses: it has no learned sinks", "chunked": "runs"}
+
+
+def test_a_mask_too_large_to_be_dense_goes_to_chunked(monkeypatch):
+    monkeypatch.setattr(sdpa, "DENSE_MASK", 7 * 11 - 1)
+    assert "the mask would take 77 dense elements" in sdpa.refuses(random_call(mask=masks.sliding_window(3)))
+    assert sdpa.refuses(random_call(mask=masks.causal(), queries=11)) is None
+    assert sdpa.refuses(random_call(mask=masks.padding(random_bool(2, 11)))) is None
+
+
+def test_no_kernel_says_each_ones_reason(monkeypatch):
+    from multihead.errors import NoKernelError
+
+    monkeypatch.setattr(chunked, "refuses", lambda call: "it is switched off")
+    with pytest.raises(NoKernelError, match="sdpa: it has no softcap; chunked: it is switched off"):
+        choose(random_call(softcap=1.0))

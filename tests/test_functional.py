@@ -1,0 +1,56 @@
+"""The functions that users call."""
+
+import pytest
+import torch
+
+import multihead as mh
+from multihead.core import AttentionCall, reference
+
+from tests.accuracy import OPTIONS, check, mask_examples, plain, random_call
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("mask", mask_examples().values(), ids=mask_examples())
+def test_attention_and_inspect_give_the_same_output(mask, options):
+    call = random_call(mask=mask, **options)
+    arguments = {"mask": mask, "bias": call.bias, "scale": call.scale, "softcap": call.softcap, "sinks": call.sinks}
+    output = mh.attention(call.q, call.k, call.v, **arguments)
+    check(output, reference(call).output, plain(call).output)
+    seen_output, seen = mh.inspect(call.q, call.k, call.v, statistics=mh.Statistics.every(), **arguments)
+    assert torch.equal(seen_output, output)
+    assert seen.entropy.shape == (2, 6, 7)
+
+
+def test_a_boolean_tensor_is_a_mask():
+    call = random_call()
+    allowed = mh.masks.causal().dense(7, 11)
+    torch.testing.assert_close(
+        mh.attention(call.q, call.k, call.v, mask=allowed), mh.attention(call.q, call.k, call.v, mask=mh.masks.causal())
+    )
+
+
+def test_inspect_is_differentiable_and_its_statistics_are_not():
+    call = random_call(requires_grad=True)
+    output, seen = mh.inspect(call.q, call.k, call.v, statistics=mh.Statistics.every())
+    output.sum().backward()
+    assert call.q.grad is not None
+    assert not any(value.requires_grad for value in seen.named().values())
+
+
+def test_a_torch_function_mode_sees_every_attention_once():
+    from multihead.kernels import attend
+
+    class Spy(torch.overrides.TorchFunctionMode):
+        seen = []
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is attend:
+                self.seen.append(args[0])
+            return function(*args, **(kwargs or {}))
+
+    call = random_call()
+    with Spy() as spy:
+        mh.attention(call.q, call.k, call.v)
+        mh.attention(call.q, call.k, call.v, softcap=2.0)
+    assert [type(seen) for seen in spy.seen] == [AttentionCall] * 2
+    assert [seen.softcap for seen in spy.seen] == [None, 2.0]
