@@ -1,8 +1,17 @@
 """What every test may use."""
 
+import os
+
 import jaxtyping
 import pytest
 import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # one process a core: more threads would only wait for each other
+    torch.set_num_threads(1)
+
+# no test may depend on a network, nor wait for one
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture

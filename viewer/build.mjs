@@ -1,0 +1,10 @@
+// Bundles the viewer into the two files that Python inlines. The same source gives the same bytes.
+import { build } from "esbuild";
+import { fileURLToPath } from "node:url";
+
+const here = (path) => fileURLToPath(new URL(path, import.meta.url));
+const out = here("../src/multihead/view/static/");
+const common = { bundle: true, minify: true, target: "es2022", charset: "ascii", legalComments: "none", logLevel: "info" };
+
+await build({ ...common, entryPoints: [here("src/main.ts")], format: "iife", outfile: `${out}multihead.js` });
+await build({ ...common, entryPoints: [here("src/style.css")], target: ["chrome109", "firefox115", "safari16.4"], outfile: `${out}multihead.css` });

@@ -1,0 +1,172 @@
+// The JSON document, checked once: what leaves this file has the shapes that the rest of the viewer relies on.
+
+import type { Planes } from "./codec";
+import { arrayAt, PageError } from "./data";
+import { compileMask, type Mask } from "./masks";
+
+export interface Text {
+  readonly name: string;
+  readonly tokens: readonly string[];
+}
+
+export interface Layer {
+  /** Place in the page's list of layers. */
+  readonly position: number;
+  /** The number shown to people; an encoder-decoder model has several layers 0. */
+  readonly index: number;
+  readonly name: string;
+  readonly heads: readonly number[];
+  readonly queryText: number;
+  readonly keyText: number;
+  /** Recorded query positions, or null for all of them in order. */
+  readonly queries: readonly number[] | null;
+  readonly queryCount: number;
+  readonly keyCount: number;
+  readonly q: Planes;
+  readonly k: Planes;
+  readonly steps: Float64Array;
+  readonly lse: Float64Array;
+  readonly softcap: number | null;
+  readonly bias: { readonly values: Float32Array; readonly heads: number } | null;
+  readonly mask: Mask | null;
+  readonly sink: Float32Array | null;
+  readonly entropy: Float32Array | null;
+  readonly overview: { readonly values: Uint8Array; readonly rows: number; readonly columns: number };
+  readonly overviewPeak: Float32Array;
+}
+
+export interface Start {
+  readonly layer?: number;
+  readonly heads?: readonly number[];
+  readonly text?: number;
+  readonly token?: number;
+}
+
+export interface Page {
+  readonly title: string;
+  readonly provenance: Readonly<Record<string, string>>;
+  readonly accuracy: number;
+  readonly texts: readonly Text[];
+  readonly start: Start;
+  readonly layers: readonly Layer[];
+}
+
+type Json = Record<string, unknown>;
+
+const isObject = (value: unknown): value is Json => typeof value === "object" && value !== null && !Array.isArray(value);
+const isCount = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
+const isText = (value: unknown): value is string => typeof value === "string";
+
+function need<T>(value: unknown, test: (value: unknown) => value is T, what: string, expected: string): T {
+  if (test(value)) return value;
+  const came = JSON.stringify(value) ?? "nothing";
+  throw new PageError(`${what} is ${came.length > 60 ? `${came.slice(0, 57)}...` : came}, expected ${expected}.`);
+}
+
+const listOf = <T>(test: (value: unknown) => value is T) =>
+  (value: unknown): value is T[] => Array.isArray(value) && value.every(test);
+
+export function parseDocument(json: string): Json {
+  let value: unknown;
+  try {
+    value = JSON.parse(json);
+  } catch {
+    throw new PageError("The page's document is not JSON: the file seems to have been cut or changed.");
+  }
+  const document = need(value, isObject, "The page's document", "an object");
+  if (document["format"] !== "multihead-page") {
+    throw new PageError(`This is not a multihead page: its format is ${JSON.stringify(document["format"] ?? null)}.`);
+  }
+  if (document["version"] !== 1) {
+    throw new PageError(`This page has format version ${JSON.stringify(document["version"] ?? null)}; its viewer reads version 1. Write the page again with one version of multihead.`);
+  }
+  return document;
+}
+
+function readText(value: unknown, what: string): Text {
+  const text = need(value, isObject, what, "an object");
+  return {
+    name: need(text["name"], isText, `${what}.name`, "text"),
+    tokens: need(text["tokens"], listOf(isText), `${what}.tokens`, "a list of texts"),
+  };
+}
+
+function planes(buffer: ArrayBuffer, reference: unknown, what: string, heads: number, length: number): Planes {
+  const { values, shape } = arrayAt(buffer, reference, what, "u8", [heads, null, null, length]);
+  const [, dims, bytes] = shape as [number, number, number, number];
+  if (bytes < 1 || bytes > 4) throw new PageError(`${what} has ${bytes} byte planes, expected 1 to 4.`);
+  return { data: values, heads, dims, bytes, length };
+}
+
+function readQueries(value: unknown, what: string, length: number): number[] | null {
+  if (value === null || value === undefined) return null;
+  const inText = (position: unknown): position is number => isCount(position) && position < length;
+  return need(value, listOf(inText), what, `null or positions below ${length}`);
+}
+
+function optional<T>(value: unknown, read: (value: unknown) => T): T | null {
+  return value === null || value === undefined ? null : read(value);
+}
+
+function readLayer(value: unknown, position: number, texts: readonly Text[], buffer: ArrayBuffer): Layer {
+  const what = `layers[${position}]`;
+  const layer = need(value, isObject, what, "an object");
+  const isTextIndex = (index: unknown): index is number => isCount(index) && index < texts.length;
+  const oneText = `the index of one of ${texts.length} texts`;
+  const queryText = need(layer["query_text"], isTextIndex, `${what}.query_text`, oneText);
+  const keyText = need(layer["key_text"], isTextIndex, `${what}.key_text`, oneText);
+  const heads = need(layer["heads"], listOf(isCount), `${what}.heads`, "a list of head numbers");
+  if (heads.length === 0) throw new PageError(`${what}.heads is empty, expected at least one head.`);
+  const wholeQueries = texts[queryText]!.tokens.length;
+  const keyCount = texts[keyText]!.tokens.length;
+  const queries = readQueries(layer["queries"], `${what}.queries`, wholeQueries);
+  const queryCount = queries?.length ?? wholeQueries;
+  const queryOffset = (layer["query_offset"] ?? 0) as number;
+  need(queryOffset, Number.isSafeInteger as (v: unknown) => v is number, `${what}.query_offset`, "a whole number");
+  const H = heads.length;
+  const q = planes(buffer, layer["q"], `${what}.q`, H, queryCount);
+  const k = planes(buffer, layer["k"], `${what}.k`, H, keyCount);
+  if (q.dims !== k.dims) throw new PageError(`${what}.q has ${q.dims} dimensions a head and ${what}.k has ${k.dims}: they must be equal.`);
+  const perQuery = (name: string) =>
+    optional(layer[name], (reference) => arrayAt(buffer, reference, `${what}.${name}`, "f32", [H, queryCount]).values);
+  const overview = arrayAt(buffer, layer["overview"], `${what}.overview`, "u8", [H, null, null]);
+  return {
+    position,
+    index: need(layer["index"], isCount, `${what}.index`, "a layer number"),
+    name: need(layer["name"], isText, `${what}.name`, "text"),
+    heads, queryText, keyText, queries, queryCount, keyCount, q, k,
+    steps: arrayAt(buffer, layer["steps"], `${what}.steps`, "f64", [H, q.dims]).values,
+    lse: arrayAt(buffer, layer["lse"], `${what}.lse`, "f64", [H, queryCount]).values,
+    softcap: optional(layer["softcap"], (c) => need(c, (n): n is number => typeof n === "number" && n > 0, `${what}.softcap`, "null or a number above 0")),
+    bias: optional(layer["bias"], (reference) => readBias(buffer, reference, `${what}.bias`, H, queryCount, keyCount)),
+    mask: optional(layer["mask"], (mask) => compileMask(mask, buffer, { heads: H, queries: wholeQueries, keys: keyCount, queryOffset }, `${what}.mask`)),
+    sink: perQuery("sink"),
+    entropy: perQuery("entropy"),
+    overview: { values: overview.values, rows: overview.shape[1]!, columns: overview.shape[2]! },
+    overviewPeak: arrayAt(buffer, layer["overview_peak"], `${what}.overview_peak`, "f32", [H]).values,
+  };
+}
+
+function readBias(buffer: ArrayBuffer, reference: unknown, what: string, heads: number, queries: number, keys: number) {
+  const { values, shape } = arrayAt(buffer, reference, what, "f32", [null, queries, keys]);
+  const found = shape[0]!;
+  if (found !== 1 && found !== heads) throw new PageError(`${what} has ${found} heads, expected 1 or ${heads}.`);
+  return { values, heads: found };
+}
+
+export function readPage(document: Json, buffer: ArrayBuffer): Page {
+  const texts = need(document["texts"], Array.isArray as (v: unknown) => v is unknown[], "texts", "a list")
+    .map((text, i) => readText(text, `texts[${i}]`));
+  const layers = need(document["layers"], Array.isArray as (v: unknown) => v is unknown[], "layers", "a list")
+    .map((layer, i) => readLayer(layer, i, texts, buffer));
+  if (layers.length === 0) throw new PageError("The page holds no layer, so there is nothing to draw.");
+  const provenance = isObject(document["provenance"]) ? document["provenance"] : {};
+  return {
+    title: need(document["title"], isText, "title", "text"),
+    provenance: Object.fromEntries(Object.entries(provenance).map(([key, value]) => [key, String(value)])),
+    accuracy: typeof document["accuracy"] === "number" ? document["accuracy"] : NaN,
+    texts,
+    layers,
+    start: isObject(document["start"]) ? (document["start"] as Start) : {},
+  };
+}

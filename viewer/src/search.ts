@@ -1,0 +1,108 @@
+// Finds a token by its spelling or its position.
+
+import { h, replace, set, tokenText } from "./dom";
+import type { Page } from "./document";
+import type { Store } from "./state";
+import { plain } from "./tokens";
+
+const SHOWN = 40;
+
+export interface Match {
+  readonly text: number;
+  readonly token: number;
+}
+
+/** Whole tokens first, then beginnings, then anything that contains the words; a number also finds that position. */
+export function findTokens(page: Page, texts: readonly number[], words: string): { matches: Match[]; total: number } {
+  const wanted = words.trim().toLowerCase();
+  if (wanted === "") return { matches: [], total: 0 };
+  const ranks: Match[][] = [[], [], []];
+  for (const text of texts) {
+    page.texts[text]!.tokens.forEach((token, i) => {
+      const spelling = token.toLowerCase().trim();
+      const shown = plain(token).toLowerCase();
+      const rank = spelling === wanted || String(i) === wanted ? 0 : spelling.startsWith(wanted) ? 1 : spelling.includes(wanted) || shown.includes(wanted) ? 2 : -1;
+      if (rank >= 0) ranks[rank]!.push({ text, token: i });
+    });
+  }
+  const all = ranks.flat();
+  return { matches: all.slice(0, SHOWN), total: all.length };
+}
+
+export class Search {
+  readonly input = h("input", {
+    type: "search", placeholder: "find a token  /", role: "combobox", "aria-label": "find a token", "aria-expanded": false,
+    "aria-controls": "multihead-matches", "aria-autocomplete": "list", autocomplete: "off", spellcheck: "false",
+  });
+  readonly #list = h("ul", { id: "multihead-matches", role: "listbox", "aria-label": "matching tokens", hidden: true });
+  readonly element = h("div", { class: "search" }, this.input, this.#list);
+  #matches: Match[] = [];
+  #active = 0;
+
+  constructor(readonly store: Store) {
+    this.input.addEventListener("input", () => this.#find());
+    this.input.addEventListener("keydown", (event) => this.#key(event));
+    this.input.addEventListener("blur", () => this.#close());
+    // Before blur, so that the list is still there.
+    this.#list.addEventListener("pointerdown", (event) => {
+      const row = event.target instanceof Element ? event.target.closest<HTMLElement>("[data-match]") : null;
+      if (row) this.#choose(Number(row.dataset["match"]));
+      event.preventDefault();
+    });
+  }
+
+  #find(): void {
+    const { page, layer } = this.store;
+    const { matches, total } = findTokens(page, [...new Set([layer.queryText, layer.keyText])], this.input.value);
+    this.#matches = matches;
+    this.#active = 0;
+    const rows = matches.map(({ text, token }, i) => h("li", { role: "option", id: `multihead-match-${i}`, "data-match": i, "data-token": token, "data-text": text },
+      tokenText(page.texts[text]!.tokens[token]!), h("small", {}, page.texts.length > 1 ? `${page.texts[text]!.name} ${token}` : String(token))));
+    const note = total === 0 ? "no token matches" : total > matches.length ? `+${total - matches.length} more` : "";
+    replace(this.#list, ...rows, note !== "" && h("li", { class: "quiet", role: "presentation" }, note));
+    this.#list.hidden = this.input.value.trim() === "";
+    set(this.input, "aria-expanded", !this.#list.hidden);
+    this.#mark();
+  }
+
+  #mark(): void {
+    [...this.#list.children].forEach((row, i) => {
+      if (row.getAttribute("role") === "option") set(row, "aria-selected", i === this.#active);
+      if (i === this.#active) row.scrollIntoView({ block: "nearest" });
+    });
+    set(this.input, "aria-activedescendant", this.#matches.length > 0 ? `multihead-match-${this.#active}` : null);
+  }
+
+  #key(event: KeyboardEvent): void {
+    const last = this.#matches.length - 1;
+    if (event.key === "ArrowDown") this.#active = Math.min(this.#active + 1, Math.max(last, 0));
+    else if (event.key === "ArrowUp") this.#active = Math.max(this.#active - 1, 0);
+    else if (event.key === "Enter") this.#choose(this.#active);
+    else if (event.key === "Escape") this.#leave();
+    else {
+      if (event.key !== "Tab") event.stopPropagation();
+      return;
+    }
+    event.preventDefault();
+    event.stopPropagation();
+    if (event.key.startsWith("Arrow")) this.#mark();
+  }
+
+  #choose(i: number): void {
+    const match = this.#matches[i];
+    if (!match) return;
+    this.store.update({ ...match, hover: null });
+    this.#leave();
+  }
+
+  #leave(): void {
+    this.input.value = "";
+    this.#close();
+    this.input.blur();
+  }
+
+  #close(): void {
+    this.#list.hidden = true;
+    set(this.input, "aria-expanded", false);
+  }
+}
