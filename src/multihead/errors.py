@@ -7,7 +7,7 @@
     ├── ObservationError            a model cannot be observed, or showed nothing
     │   └── UnsupportedAttentionError   one attention inside it cannot be
     ├── CheckError                  what was seen does not give the host's own output
-    ├── RecordingError              a file is no recording, or a damaged one
+    ├── RecordingError              a file is no recording, or a recording does not hold what was asked for
     └── SourceError                 a model, a text or a token that is not there
 """
 
@@ -43,7 +43,7 @@ class CheckError(MultiheadError):
 
 
 class RecordingError(MultiheadError):
-    """A file is no recording, or a damaged, newer or foreign one."""
+    """A file is no recording, or a damaged or newer one; or a recording does not hold what was asked for."""
 
 
 class SourceError(MultiheadError):

@@ -203,10 +203,11 @@ class Dense(Mask):
     allowed: Bool[Tensor, "batch_or_1 head_or_1 query_or_1 key_or_1"]
 
     def visible(self, queries, keys, sizes):  # noqa: ARG002
-        answer = self.allowed
-        if answer.shape[2] != 1:
-            answer = answer[:, :, queries]
-        return answer[..., keys] if answer.shape[3] != 1 else answer
+        _, _, every_query, every_key = self.allowed.shape
+        if every_query != 1 and every_key != 1:
+            return self.allowed[:, :, queries[:, None], keys]
+        answer = self.allowed if every_query == 1 else self.allowed[:, :, queries]
+        return answer if every_key == 1 else answer[..., keys]
 
     def check(self, sizes):
         target = (sizes.batch, sizes.heads, sizes.queries, sizes.keys)

@@ -1,5 +1,7 @@
 """What was seen: kept, asked, saved and opened again."""
 
+from multihead.recording.query import Link
 from multihead.recording.recording import Layer, Recording
+from multihead.recording.store import load
 
-__all__ = ["Layer", "Recording"]
+__all__ = ["Layer", "Link", "Recording", "load"]

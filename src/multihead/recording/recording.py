@@ -1,72 +1,21 @@
 """What was seen: the narrow waist between those who observe attention and those who show it."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from multihead.conventions import checked_indices
-from multihead.core import AXES, Measurements
-from multihead.masks import Mask, Sizes
+from multihead.conventions import in_words
+from multihead.errors import RecordingError, SourceError
+from multihead.recording.layer import Layer
+from multihead.recording.query import Link, check_item, ends_of, numbers, strongest, token_at, weights
+from multihead.recording.selection import layer_of_sequence
+from multihead.recording.words import occurrences, shown, suggestions
 
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Layer:
-    """One attention of one run of a model: what is needed to recompute any of its weights, and its statistics.
-
-    ``heads`` and ``queries`` name what was kept, by the model's own numbers; the head and query axes of all tensors are
-    those, in that order.
-    """
-
-    index: int
-    """Place of this attention in the run, counting from 0."""
-    name: str
-    """Path of the module that computed it, as in ``named_modules()``."""
-    host: str
-    """Who computed it: ``multihead``, ``sdpa``, ``nn.MultiheadAttention`` or ``transformers``."""
-    sizes: Sizes
-    """Of the attention as the model computed it: batch, all heads, all queries, all keys."""
-    heads: tuple[int, ...]
-    queries: tuple[int, ...] | None = None
-    """Measured query indices; None for all of them."""
-    kv_heads: tuple[int, ...] = ()
-    """For each of ``heads``, the place of its key head on the head axis of ``k``."""
-    scale: float = 1.0
-    softcap: float | None = None
-    mask: Mask | None = None
-    """For all heads and queries of the model, if it depends on them."""
-    bias: Float[Tensor, "batch_or_1 head_or_1 query_or_1 key_or_1"] | None = None
-    """Of the kept heads and queries."""
-    sinks: Float[Tensor, " head"] | None = None
-    """Of the kept heads."""
-    statistics: Measurements = field(default_factory=Measurements)
-    q: Float[Tensor, "batch head query dim"] | None = None
-    k: Float[Tensor, "batch kv_head key dim"] | None = None
-    query_text: str = "text"
-    key_text: str = "text"
-
-    def __post_init__(self) -> None:
-        checked_indices("heads", self.heads, self.sizes.heads)
-        if self.queries is not None:
-            checked_indices("queries", self.queries, self.sizes.queries)
-        if (self.q is None) != (self.k is None):
-            raise ValueError(f"layer {self.index}: q and k are kept together or not at all.")
-        if self.k is not None:
-            if len(self.kv_heads) != len(self.heads):
-                raise ValueError(f"layer {self.index}: {len(self.heads)} heads but {len(self.kv_heads)} key heads named for them.")
-            checked = [place for place in self.kv_heads if not 0 <= place < self.k.shape[1]]
-            if checked:
-                raise ValueError(f"layer {self.index}: key heads {checked} are not among the {self.k.shape[1]} that were kept.")
-
-    @property
-    def query_count(self) -> int:
-        """How many queries were measured."""
-        return self.sizes.queries if self.queries is None else len(self.queries)
-
-    def axes(self, statistic: str) -> tuple[str, ...]:
-        """The axes of one statistic's tensor, in words."""
-        return AXES[statistic]
+__all__ = ["Layer", "Link", "Recording"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,10 +24,314 @@ class Recording:
 
     Args:
         layers: what was seen, in the order of the run.
-        texts: for each text by name (``text``; or ``source`` and ``target``) one list of tokens for each sequence of the batch.
+        texts: for each text by name (``text``; or ``source`` and ``target``) one list of tokens for each sequence of
+            the batch.
         provenance: text to text: model, versions, date, selection.
+
+    Raises:
+        ValueError: two layers have one index, or a text does not fit the layers over it.
+
+    >>> import torch
+    >>> from multihead import inspect
+    >>> from multihead.masks import Sizes
+    >>> q = torch.eye(3)[None, None] * 4
+    >>> _, seen = inspect(q, q, q, scale=1.0)
+    >>> sizes = Sizes(batch=1, heads=1, queries=3, keys=3)
+    >>> kept = {"heads": (0,), "kv_heads": (0,), "q": q, "k": q, "statistics": seen}
+    >>> layer = Layer(index=0, name="attn", host="multihead", sizes=sizes, **kept)
+    >>> recording = Recording((layer,), {"text": [["they", "act", "now"]]}, {"model": "Toy"})
+    >>> recording
+    Recording of Toy: 1 layer × 1 head, 3 tokens
+    >>> recording.rows(0, [1])
+    tensor([[[1.1254e-07, 1.0000e+00, 1.1254e-07]]])
+    >>> print(*recording.top("now", count=1))
+    layer 0 head 0: now (2) → now (2)  1.000
     """
 
     layers: tuple[Layer, ...]
     texts: Mapping[str, Sequence[Sequence[str]]]
     provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        indices = [layer.index for layer in self.layers]
+        if len(set(indices)) != len(indices):
+            raise ValueError(f"layer indices {indices} name one twice: each attention of a run has its own.")
+        for name, sequences in self.texts.items():
+            _check_text(name, sequences, self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def __repr__(self) -> str:
+        heads = sorted({len(layer.heads) for layer in self.layers})
+        every = {layer.sizes.heads for layer in self.layers}
+        words = (
+            _count(heads[0], "head") if len(heads) == 1 else f"{heads[0]} to {heads[-1]} heads" if heads else "no heads"
+        )
+        if len(heads) == len(every) == 1 and heads[0] not in every:
+            words = f"{heads[0]} of {_count(max(every), 'head')}"
+        model = shown(self.provenance.get("model", "an unnamed model"))
+        return f"Recording of {model}: {_count(len(self.layers), 'layer')} × {words}, {self._lengths()}"
+
+    def _lengths(self) -> str:
+        if not self.texts:
+            return _count(max((layer.sizes.keys for layer in self.layers), default=0), "key")
+        words = []
+        for name, sequences in self.texts.items():
+            label = "" if len(self.texts) == 1 else f"{shown(name)} of "
+            several = f"{len(sequences)} sequences of " if len(sequences) != 1 else ""
+            words.append(f"{label}{several}{_count(max(map(len, sequences), default=0), 'token')}")
+        return in_words(words)
+
+    @property
+    def batch(self) -> int:
+        """How many sequences were seen at once."""
+        sizes = {layer.sizes.batch for layer in self.layers} or {len(sequences) for sequences in self.texts.values()}
+        return max(sizes, default=0)
+
+    def layer(self, index: int) -> Layer:
+        """The layer with this ``index``.
+
+        Raises:
+            RecordingError: there is none; the message names those there are.
+        """
+        for layer in self.layers:
+            if layer.index == index:
+                return layer
+        raise RecordingError(
+            f"layer {index} was not recorded: recorded are {numbers([layer.index for layer in self.layers])}."
+        )
+
+    def rows(
+        self, layer: int, queries: Sequence[int], *, heads: Sequence[int] | None = None, item: int = 0
+    ) -> Float[Tensor, "head row key"]:
+        """Whole rows of weights: what each chosen query gives every key.
+
+        Args:
+            layer: the layer's ``index``.
+            queries: the model's own query numbers.
+            heads: the model's own head numbers; None: all that were recorded.
+            item: the sequence in the batch.
+
+        Returns:
+            (heads, r, Lk), in float32 (float64 for float64 queries), recomputed from queries, keys and log-sum-exp:
+            they are before dropout and sum to 1 less what went to sinks.
+
+        Raises:
+            RecordingError: queries, keys or log-sum-exp were not kept, or not those of the chosen heads and queries.
+
+        Memory: the answer and one tile.
+        """
+        return weights(self.layer(layer), queries, None, heads=heads, item=item)
+
+    def columns(
+        self, layer: int, keys: Sequence[int], *, heads: Sequence[int] | None = None, item: int = 0
+    ) -> Float[Tensor, "head query column"]:
+        """Whole columns of weights, (heads, Lq, c): what each recorded query gives these keys. See :meth:`rows`."""
+        return weights(self.layer(layer), None, keys, heads=heads, item=item)
+
+    def tile(
+        self,
+        layer: int,
+        queries: slice | range,
+        keys: slice | range,
+        *,
+        heads: Sequence[int] | None = None,
+        item: int = 0,
+    ) -> Float[Tensor, "head query key"]:
+        """A rectangle of weights, (heads, queries, keys). See :meth:`rows`.
+
+        A slice counts by the model's own numbers, as in Python; ``slice(None)`` is all that were recorded.
+        """
+        chosen = self.layer(layer)
+        wanted = None if queries == slice(None) else _range(queries, chosen.sizes.queries)
+        return weights(chosen, wanted, _range(keys, chosen.sizes.keys), heads=heads, item=item)
+
+    def positions(
+        self, token: str | int, text: str | None = None, item: int = 0, *, occurrence: int | None = None
+    ) -> tuple[int, ...]:
+        """Where a token stands in its text, ascending.
+
+        Args:
+            token: as in the text, or without the tokenizer's marks (``making`` for ``▁making``), or a whole word whose
+                pieces follow each other (``governments`` for ``govern``, ``##ments``); a number is a position.
+            text: the text's name; may be left out where there is one.
+            item: the sequence in the batch.
+            occurrence: which of several, counting from 0; None: all of them.
+
+        Raises:
+            SourceError: it is not there; the message suggests tokens that look like it.
+        """
+        tokens = self._tokens(text, item)
+        if isinstance(token, int):
+            if not 0 <= token < len(tokens):
+                raise SourceError(
+                    f"position {token} is not in the text: it has positions {numbers(range(len(tokens)))}."
+                )
+            return (token,)
+        found = occurrences(tokens, token)
+        if not found:
+            near = suggestions(tokens, token)
+            advice = f"did you mean {in_words(near, 'or')}?" if near else "a number names a position instead."
+            raise SourceError(f"{shown(token)!r} is not among the {len(tokens)} tokens: {advice}")
+        if occurrence is not None:
+            if not 0 <= occurrence < len(found):
+                there = numbers(range(len(found)))
+                raise SourceError(
+                    f"{shown(token)!r} occurs {_count(len(found), 'time')}: occurrence is one of {there}."
+                )
+            found = [found[occurrence]]
+        return tuple(sorted({position for places in found for position in places}))
+
+    def top(
+        self,
+        token: str | int,
+        *,
+        text: str | None = None,
+        count: int = 10,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        item: int = 0,
+        direction: Literal["from", "to"] = "from",
+        occurrence: int | None = None,
+    ) -> list[Link]:
+        """The strongest links of a token over all layers and heads: which head sends it where.
+
+        Args:
+            token: see :meth:`positions`.
+            text: only layers that look from (or to) this text; None: every text that has the token.
+            count: at most so many links, the strongest first.
+            layers: by ``index``; None: all.
+            heads: the model's own numbers, the same for each layer; None: all.
+            item: the sequence in the batch.
+            direction: ``from`` the token as a query, or ``to`` the token as a key.
+            occurrence: which of several, counting from 0; None: all of them together.
+
+        Raises:
+            SourceError: the token is not there.
+            RecordingError: what weights are recomputed from was not recorded.
+
+        Memory: one head's weights from, or to, the token's positions.
+        """
+        if direction not in ("from", "to"):
+            raise ValueError(
+                f"direction={direction!r} is neither 'from' (the token as a query) nor 'to' (the token as a key)."
+            )
+        if count < 1:
+            raise ValueError(f"count={count} asks for no link: it is at least 1.")
+        check_item(item, self.batch)
+        chosen = self.layers if layers is None else [self.layer(index) for index in layers]
+        self._check_heads(heads, chosen)
+        names = [layer.query_text if direction == "from" else layer.key_text for layer in chosen]
+        found = self._find(
+            token, [name for name in dict.fromkeys(names) if text in (None, name)], text, item, occurrence
+        )
+        ends = ends_of(chosen, found.get, lambda name: len(self._tokens(name, item)), direction=direction)
+        return [self._link(*link, item=item) for link in strongest(ends, heads, item, count)]
+
+    def _find(
+        self, token: str | int, names: Sequence[str], text: str | None, item: int, occurrence: int | None
+    ) -> dict[str, tuple[int, ...]]:
+        """The token's positions in each of the named texts that has it."""
+        found: dict[str, tuple[int, ...]] = {}
+        failure: SourceError | None = None
+        for name in names:
+            try:
+                found[name] = self.positions(token, name, item, occurrence=occurrence)
+            except SourceError as error:
+                failure = failure or error
+        if not found:
+            if failure is None:
+                raise SourceError(
+                    f"no layer looks at a text {text!r}: texts are {in_words(map(repr, self.texts), 'and')}."
+                )
+            raise failure
+        return found
+
+    def _check_heads(self, heads: Sequence[int] | None, layers: Sequence[Layer]) -> None:
+        kept = {head for layer in layers for head in layer.heads}
+        absent = sorted(set(heads or ()) - kept)
+        if absent:
+            raise RecordingError(f"head {numbers(absent)} was not recorded: recorded are {numbers(sorted(kept))}.")
+
+    def _link(self, index: int, head: int, query: int, key: int, weight: float, *, item: int) -> Link:
+        layer = self.layer(index)
+        asking, answering = (
+            self.texts[name][item] if name in self.texts else None for name in (layer.query_text, layer.key_text)
+        )
+        place = query if asking is None else layer.place_of_query(query, len(asking))
+        return Link(index, head, query, key, token_at(asking, place), token_at(answering, key), weight)
+
+    def _tokens(self, text: str | None, item: int) -> Sequence[str]:
+        """The tokens of one sequence; where the recording holds none, as many empty ones as the layers have."""
+        if text is None and len(self.texts) > 1:
+            raise SourceError(f"there are several texts: say which, text={in_words(map(repr, self.texts), 'or')}.")
+        if text is not None and text not in self.texts and self.texts:
+            raise SourceError(f"there is no text {text!r}: texts are {in_words(map(repr, self.texts))}.")
+        if not self.texts:
+            check_item(item, self.batch)
+            return [""] * max((layer.sizes.keys for layer in self.layers), default=0)
+        sequences = self.texts[next(iter(self.texts)) if text is None else text]
+        check_item(item, len(sequences))
+        return sequences[item]
+
+    def sequence(self, item: int) -> "Recording":
+        """One sequence of the batch as a recording of its own; tensors are views.
+
+        Raises:
+            RecordingError: there is no such sequence, or layers and texts have different batches.
+        """
+        check_item(item, self.batch)
+        batches = {layer.sizes.batch for layer in self.layers} | {len(sequences) for sequences in self.texts.values()}
+        if batches == {1}:
+            return self
+        if len(batches) > 1:
+            raise RecordingError(
+                f"the batches differ, {numbers(sorted(batches))}: no sequence is the same in all layers."
+            )
+        texts = {name: [sequences[item]] for name, sequences in self.texts.items()}
+        return Recording(tuple(layer_of_sequence(layer, item) for layer in self.layers), texts, self.provenance)
+
+    def save(self, path: "str | os.PathLike[str]") -> None:
+        """Write the recording as one safetensors file; :func:`multihead.load` opens it again, bit for bit the same.
+
+        The file appears whole or not at all: an older one of this name stays until the new one is complete.
+
+        Raises:
+            RecordingError: the path cannot be written, or something cannot be stored; the message says what.
+        """
+        from multihead.recording.store import save
+
+        save(self, path)
+
+
+def _check_text(name: str, sequences: Sequence[Sequence[str]], layers: Sequence[Layer]) -> None:
+    """Whether a text fits the layers that look from or at it: as long as the longest of them."""
+    lengths = [layer.sizes.queries for layer in layers if layer.query_text == name]
+    lengths += [layer.sizes.keys for layer in layers if layer.key_text == name]
+    batches = {layer.sizes.batch for layer in layers if name in (layer.query_text, layer.key_text)}
+    if not lengths:
+        return
+    if batches != {len(sequences)}:
+        raise ValueError(
+            f"text {name!r} has {_count(len(sequences), 'sequence')}, "
+            f"but its layers have a batch of {numbers(sorted(batches))}."
+        )
+    wrong = sorted({len(tokens) for tokens in sequences} - {max(lengths)})
+    if wrong:
+        raise ValueError(
+            f"text {name!r} has {numbers(wrong)} tokens, but the longest attention over it has {max(lengths)}: "
+            "one token for each, please."
+        )
+
+
+def _range(chosen: slice | range, size: int) -> range:
+    return chosen if isinstance(chosen, range) else range(*chosen.indices(size))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

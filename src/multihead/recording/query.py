@@ -1,0 +1,265 @@
+"""Weights of chosen heads, queries and keys, recomputed from queries, keys and log-sum-exp; and the strongest of them.
+
+A weight is exp(s - lse) with the score s computed as the kernels compute it (``kernels.tiles``), so nothing of size
+Lq × Lk is ever needed: memory is that of the answer and one tile.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from multihead.conventions import in_words, statistics_dtype
+from multihead.core import AttentionCall
+from multihead.errors import RecordingError
+from multihead.kernels.collectors import largest
+from multihead.kernels.tiles import TILE_SCORES, Part, biased_and_masked, capped_scores
+from multihead.recording.layer import Layer
+from multihead.recording.selection import PartOfMask, holds_dense, narrowed, sequence_of
+from multihead.recording.words import shown
+
+
+@dataclass(frozen=True)
+class Link:
+    """One weight worth naming: what one head's query gives one key.
+
+    >>> print(Link(layer=4, head=9, query=5, key=8, query_token="making", key_token="difficult", weight=0.31))
+    layer 4 head 9: making (5) → difficult (8)  0.310
+    """
+
+    layer: int
+    """The layer's ``index``."""
+    head: int
+    """The model's own number."""
+    query: int
+    """The model's own number."""
+    key: int
+    query_token: str
+    key_token: str
+    weight: float
+
+    def __str__(self) -> str:
+        here, there = shown(self.query_token), shown(self.key_token)
+        return f"layer {self.layer} head {self.head}: {here} ({self.query}) → {there} ({self.key})  {self.weight:.3f}"
+
+
+@torch.no_grad()
+def weights(
+    layer: Layer,
+    queries: Sequence[int] | None,
+    keys: Sequence[int] | None,
+    *,
+    heads: Sequence[int] | None = None,
+    item: int = 0,
+) -> Float[Tensor, "head query key"]:
+    """The weights of chosen heads, queries and keys of one sequence, in the dtype of statistics.
+
+    Args:
+        layer: with q, k and the log-sum-exp.
+        queries: the model's own query numbers; None: all that were kept.
+        keys: key numbers; None: all.
+        heads: the model's own head numbers; None: all that were kept.
+        item: the sequence in the batch.
+
+    Raises:
+        RecordingError: something asked for was not recorded.
+    """
+    q, _, _ = kept_of(layer)
+    check_item(item, layer.sizes.batch)
+    head_places = _places("head", heads, layer.heads, layer.index)
+    kept_queries = range(layer.sizes.queries) if layer.queries is None else layer.queries
+    query_places = _places("query", queries, kept_queries, layer.index)
+    key_places = _places("key", keys, range(layer.sizes.keys), layer.index)
+    shape = (len(head_places), len(query_places), len(key_places))
+    answer = torch.zeros(shape, dtype=statistics_dtype(q.dtype), device=q.device)
+    rows = _indices(query_places, q.device)
+    for found, place in zip(answer, head_places, strict=True):
+        _fill(found, layer, item, place, rows, key_places)
+    return answer
+
+
+def _fill(answer: Tensor, layer: Layer, item: int, place: int, rows: Tensor, keys: Sequence[int]) -> None:
+    """Compute one head's weights into ``answer``, (queries, keys), a tile at a time."""
+    call = _call_of_head(layer, item, place, keys)
+    lse = kept_of(layer)[2][item, place]
+    dim = call.q.shape[-1]
+    width = max(1, min(len(keys), TILE_SCORES // max(dim, 1)))
+    # a dense mask is asked for its queries first and for their keys then
+    across = max(width, dim, layer.sizes.keys if holds_dense(layer.mask) else 1)
+    height = max(1, TILE_SCORES // across)
+    one = slice(0, 1)
+    for top in range(0, len(rows), height):
+        places = rows[top : top + height]
+        shift = lse[places, None]
+        hopeless = shift == -torch.inf
+        for left in range(0, len(keys), width):
+            part = Part(one, one, one, places, slice(top, top + len(places)), slice(left, min(left + width, len(keys))))
+            scores, _ = biased_and_masked(call, part, capped_scores(call, part))
+            found = scores[0, 0].sub_(shift.masked_fill(hopeless, 0.0)).exp_().masked_fill_(hopeless, 0.0)
+            answer[part.rows, part.keys] = found
+
+
+def _call_of_head(layer: Layer, item: int, place: int, keys: Sequence[int]) -> AttentionCall:
+    """The attention of one kept head with the chosen keys only; queries are places among those kept."""
+    q, k, _ = kept_of(layer)
+    device = q.device
+    span = slice(keys.start, keys.stop) if isinstance(keys, range) and keys.step == 1 else _indices(keys, device)
+    k = k[item : item + 1, layer.kv_heads[place], None][:, :, span]
+    bias = layer.bias
+    if bias is not None:
+        bias = sequence_of(bias, item)
+        bias = bias if bias.shape[1] == 1 else bias[:, place : place + 1]
+        bias = bias if bias.shape[3] == 1 else bias[..., span]
+    mask = None
+    if layer.mask is not None:
+        head = layer.heads[place]
+        chosen = None if layer.queries is None else _indices(layer.queries, device)
+        mask = PartOfMask(narrowed(layer.mask, item, head), layer.sizes, item, head, chosen, _indices(keys, device))
+    q = q[item : item + 1, place : place + 1]
+    return AttentionCall(q, k, k[..., :0], mask, bias, scale=layer.scale, softcap=layer.softcap)
+
+
+def _indices(chosen: Sequence[int], device: torch.device) -> Tensor:
+    if isinstance(chosen, range) and chosen:
+        return torch.arange(chosen.start, chosen.stop, chosen.step, device=device)
+    return torch.tensor(list(chosen), dtype=torch.int64, device=device)
+
+
+def kept_of(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
+    """What a layer's weights are recomputed from: q, k and the log-sum-exp.
+
+    Raises:
+        RecordingError: one of them was not kept; the message says how to keep it.
+    """
+    q, k, lse = layer.q, layer.k, layer.statistics.lse
+    if q is None or k is None:
+        raise RecordingError(
+            f"layer {layer.index} holds no queries and keys to recompute weights from: observe with qk=True."
+        )
+    if lse is None:
+        raise RecordingError(
+            f"layer {layer.index} holds no log-sum-exp to recompute weights from: observe with Statistics(lse=True)."
+        )
+    return q, k, lse
+
+
+def check_item(item: int, batch: int) -> None:
+    """Raise ``RecordingError`` unless there is such a sequence in the batch."""
+    if not 0 <= item < batch:
+        raise RecordingError(f"there is no sequence {item}: recorded are {numbers(range(batch))}.")
+
+
+def numbers(kept: Sequence[int]) -> str:
+    """Numbers in words, runs as ranges.
+
+    >>> numbers([0, 1, 2, 3, 7, 9])
+    '0 to 3, 7 and 9'
+    """
+    if isinstance(kept, range) and kept.step == 1:
+        runs = [(kept[0], kept[-1])] if kept else []
+    else:
+        # a number less its place is the same all along a run
+        places = itertools.groupby(enumerate(sorted(kept)), lambda pair: pair[1] - pair[0])
+        runs = [(run[0][1], run[-1][1]) for run in (list(members) for _, members in places)]
+    words: list[str] = []
+    for first, last in runs:
+        words += [f"{first} to {last}"] if last - first > 1 else [str(number) for number in sorted({first, last})]
+    if len(words) > 12:
+        words = [*words[:6], "...", words[-1]]
+    return in_words(words) or "none"
+
+
+def _places(what: str, wanted: Sequence[int] | None, kept: Sequence[int], layer: int) -> Sequence[int]:
+    """Where the wanted numbers stand among the kept ones."""
+    if wanted is None:
+        return range(len(kept))
+    whole = isinstance(kept, range)
+    if whole and isinstance(wanted, range) and all(end in kept for end in wanted[:: max(1, len(wanted) - 1)]):
+        return wanted
+    place_of = None if whole else {number: place for place, number in enumerate(kept)}
+    wanted = [int(number) for number in wanted]
+    absent = [number for number in wanted if number not in (kept if place_of is None else place_of)]
+    if absent:
+        plural = {"query": "queries"}.get(what, f"{what}s")
+        raise RecordingError(
+            f"{what} {numbers(absent)} of layer {layer} was not recorded: its {plural} are {numbers(kept)}."
+        )
+    return wanted if place_of is None else [place_of[number] for number in wanted]
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The links of one layer to look through: between some queries and some keys, None for all that were kept."""
+
+    layer: Layer
+    queries: Sequence[int] | None
+    keys: Sequence[int] | None
+
+
+def strongest(
+    ends: Sequence[Ends], heads: Sequence[int] | None, item: int, count: int
+) -> list[tuple[int, int, int, int, float]]:
+    """Layer, head, query, key and weight of the ``count`` largest weights, the largest first; hidden keys are no links.
+
+    Ties go to the lower layer, head, query and key. Memory: one head's weights of the chosen ends.
+    """
+    found: list[tuple[int, int, int, int, float]] = []
+    for end in ends:
+        for head in end.layer.heads if heads is None else heads:
+            if head in end.layer.heads:
+                found.extend(_largest_of(end, head, item, count))
+    found.sort(key=lambda link: (-link[4], *link[:4]))
+    return found[:count]
+
+
+def _largest_of(end: Ends, head: int, item: int, count: int) -> Iterator[tuple[int, int, int, int, float]]:
+    layer = end.layer
+    every = range(layer.sizes.queries) if layer.queries is None else layer.queries
+    queries = every if end.queries is None else end.queries
+    keys: Sequence[int] = range(layer.sizes.keys) if end.keys is None else end.keys
+    flat = weights(layer, queries, keys, heads=[head], item=item).flatten()
+    values, places = largest(flat, min(count, len(flat)))
+    for weight, place in zip(values.tolist(), places.tolist(), strict=True):
+        if weight > 0:
+            yield layer.index, head, queries[place // len(keys)], keys[place % len(keys)], weight
+
+
+def token_at(tokens: Sequence[str] | None, place: int) -> str:
+    """The token at a place, or the place itself where the recording has no such text."""
+    return tokens[place] if tokens is not None and 0 <= place < len(tokens) else f"#{place}"
+
+
+Finder = Callable[[str], tuple[int, ...] | None]
+"""From a text's name to the positions of what is looked for in it, None where it is not there."""
+
+
+def ends_of(layers: Sequence[Layer], find: Finder, length: Callable[[str], int], *, direction: str) -> list[Ends]:
+    """In each layer, the links that start (``from``) or end (``to``) at what ``find`` finds, queries not kept left out.
+
+    Raises:
+        RecordingError: none of the queries that stand at the token were kept in any layer.
+    """
+    ends, absent = [], None
+    for layer in layers:
+        name = layer.query_text if direction == "from" else layer.key_text
+        positions = find(name)
+        if positions is None:
+            continue
+        if direction == "to":
+            ends.append(Ends(layer, None, [position for position in positions if position < layer.sizes.keys]))
+            continue
+        wanted = [layer.query_of_place(position, length(name)) for position in positions]
+        kept = range(layer.sizes.queries) if layer.queries is None else layer.queries
+        queries = [query for query in wanted if query is not None and query in kept]
+        if queries:
+            ends.append(Ends(layer, queries, None))
+        else:
+            absent = (wanted, kept, layer)
+    if not ends and absent is not None:
+        wanted, kept, layer = absent
+        asked = numbers([query for query in wanted if query is not None])
+        raise RecordingError(f"query {asked} of layer {layer.index} was not recorded: its queries are {numbers(kept)}.")
+    return ends

@@ -1,0 +1,111 @@
+"""Parts of what was seen: a mask as some of the heads, queries and keys meet it, and one sequence of a batch."""
+
+from dataclasses import dataclass, replace
+
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from multihead.core import Measurements
+from multihead.masks import And, Dense, Documents, Mask, Not, Or, Padding, Sizes
+from multihead.recording.layer import Layer
+
+
+@dataclass(frozen=True, eq=False)
+class PartOfMask(Mask):
+    """The mask of one sequence, asked by places among chosen queries and keys, answered at the model's own numbers."""
+
+    mask: Mask
+    sizes: Sizes
+    """Of the whole attention."""
+    item: int
+    head: int | None = None
+    """The model's number of the only head asked about; None for all."""
+    queries: Int[Tensor, " query"] | None = None
+    """The model's number of each query; None where these are the places."""
+    keys: Int[Tensor, " key"] | None = None
+
+    def visible(
+        self,
+        queries: Int[Tensor, " query"],
+        keys: Int[Tensor, " key"],
+        sizes: Sizes,
+    ) -> Bool[Tensor, "batch_or_1 head_or_1 query_or_1 key_or_1"]:
+        """What the whole mask says about these, of this sequence and head only."""
+        queries = queries if self.queries is None else self.queries[queries]
+        keys = keys if self.keys is None else self.keys[keys]
+        answer = self.mask.visible(queries, keys, self.sizes)
+        answer = answer[self.item : self.item + 1] if answer.shape[0] != 1 else answer
+        return answer if self.head is None or answer.shape[1] == 1 else answer[:, self.head : self.head + 1]
+
+
+def narrowed(mask: Mask, item: int, head: int | None = None) -> Mask:
+    """The same mask whose tensors hold one sequence of the batch (and one head) where they held all; views, no copies.
+
+    Masks of kinds that this package does not know stay as they are.
+    """
+    match mask:
+        case Padding(valid):
+            return Padding(sequence_of(valid, item))
+        case Documents(queries, keys):
+            return Documents(sequence_of(queries, item), sequence_of(keys, item))
+        case Dense(allowed):
+            allowed = sequence_of(allowed, item)
+            return Dense(allowed if head is None or allowed.shape[1] == 1 else allowed[:, head : head + 1])
+        case And(left, right):
+            return And(narrowed(left, item, head), narrowed(right, item, head))
+        case Or(left, right):
+            return Or(narrowed(left, item, head), narrowed(right, item, head))
+        case Not(inner):
+            return Not(narrowed(inner, item, head))
+        case _:
+            return mask
+
+
+def holds_dense(mask: Mask | None) -> bool:
+    """Whether a dense mask stands somewhere in a mask: asking it costs whole rows of keys."""
+    match mask:
+        case Dense():
+            return True
+        case And(left, right) | Or(left, right):
+            return holds_dense(left) or holds_dense(right)
+        case Not(inner):
+            return holds_dense(inner)
+        case _:
+            return False
+
+
+def _knows_batch(mask: Mask) -> bool:
+    """Whether ``narrowed`` makes every part of a mask fit a batch of one: not those of kinds defined elsewhere."""
+    match mask:
+        case And(left, right) | Or(left, right):
+            return _knows_batch(left) and _knows_batch(right)
+        case Not(inner):
+            return _knows_batch(inner)
+        case _:
+            return type(mask).__module__ == Mask.__module__
+
+
+def sequence_of(tensor: Tensor, item: int) -> Tensor:
+    """One sequence of a tensor whose first axis is the batch, or 1 for all."""
+    return tensor[item : item + 1] if tensor.shape[0] != 1 else tensor
+
+
+def layer_of_sequence(layer: Layer, item: int) -> Layer:
+    """The same layer with a batch of one; its tensors are views."""
+    mask = layer.mask
+    if mask is not None:
+        small = narrowed(mask, item)
+        mask = small if _knows_batch(mask) else PartOfMask(small, layer.sizes, item)
+    statistics = {
+        name: tensor if layer.axes(name)[0] != "batch" else tensor[item : item + 1]
+        for name, tensor in layer.statistics.named().items()
+    }
+    return replace(
+        layer,
+        sizes=replace(layer.sizes, batch=1),
+        mask=mask,
+        bias=None if layer.bias is None else sequence_of(layer.bias, item),
+        statistics=Measurements(**statistics),
+        q=None if layer.q is None else layer.q[item : item + 1],
+        k=None if layer.k is None else layer.k[item : item + 1],
+    )

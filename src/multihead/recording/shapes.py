@@ -1,0 +1,86 @@
+"""Which shape and kind of number each tensor of a layer has: one check for layers in memory and in a file."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from multihead.conventions import in_words
+from multihead.core import AXES
+from multihead.masks import Sizes
+
+Form = tuple[tuple[int, ...], torch.dtype]
+"""A tensor's shape and dtype."""
+
+STATISTICS = "statistics."
+"""What stands before a statistic's name where it is named beside q, k, bias and sinks."""
+
+LAYER_AXES: dict[str, tuple[str, ...]] = {
+    "q": ("batch", "head", "query", "dim"),
+    "k": ("batch", "kv_head", "key", "dim"),
+    "bias": ("batch", "head", "query", "key"),
+    "sinks": ("head",),
+    **{STATISTICS + name: axes for name, axes in AXES.items()},
+}
+"""The axes of every tensor that a layer may hold, in words."""
+
+_BROADCAST = {"bias": ("batch", "head", "query", "key"), "statistics.visible": ("head",)}
+_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+_INTEGERS = {"statistics.visible", "statistics.top_keys", "statistics.offset_edges"}
+_PAIRS = (("statistics.top_weights", "statistics.top_keys"), ("statistics.received", "statistics.received_mean"))
+
+
+def check_forms(forms: Mapping[str, Form], *, sizes: Sizes, heads: int, queries: int, kv_heads: Sequence[int]) -> None:
+    """Whether tensors of these forms belong to one layer.
+
+    Args:
+        forms: shape and dtype of each tensor, by the names of ``LAYER_AXES``.
+        sizes: of the attention as the model computed it.
+        heads: number of heads kept.
+        queries: number of queries kept.
+        kv_heads: for each kept head, the place of its key head.
+
+    Raises:
+        ValueError: one does not; the message says which and what was expected.
+    """
+    for name, form in forms.items():
+        _check_form(name, form, {"batch": sizes.batch, "head": heads, "query": queries, "key": sizes.keys})
+    for name, other in _PAIRS:
+        if name in forms and other in forms and forms[name][0] != forms[other][0]:
+            raise ValueError(f"{name} {forms[name][0]} and {other} {forms[other][0]} differ in shape.")
+    edges = forms.get("statistics.offset_edges")
+    offsets = forms.get("statistics.offsets")
+    if edges and offsets and edges[0][0] != offsets[0][2] + 1:
+        raise ValueError(f"{offsets[0][2]} distance bins need {offsets[0][2] + 1} edges, but there are {edges[0][0]}.")
+    if ("q" in forms) != ("k" in forms):
+        raise ValueError("q and k are kept together or not at all.")
+    if "k" in forms:
+        _check_keys(forms["q"], forms["k"], heads, kv_heads)
+
+
+def _check_form(name: str, form: Form, wanted: Mapping[str, int]) -> None:
+    shape, dtype = form
+    axes = LAYER_AXES[name]
+    broadcast = _BROADCAST.get(name, ())
+    fits = len(shape) == len(axes) and all(
+        size == wanted.get(axis, size) or (size == 1 and axis in broadcast)
+        for axis, size in zip(axes, shape, strict=True)
+    )
+    if not fits:
+        expected = in_words((f"{axis} {wanted[axis]}" if axis in wanted else axis for axis in axes), "and")
+        raise ValueError(f"{name} has shape {shape}, expected the axes {expected}.")
+    if not (dtype in _SIGNED if name in _INTEGERS else dtype.is_floating_point):
+        raise ValueError(
+            f"{name} has dtype {dtype}, expected {'integers' if name in _INTEGERS else 'a floating-point type'}."
+        )
+
+
+def _check_keys(q: Form, k: Form, heads: int, kv_heads: Sequence[int]) -> None:
+    if q[0][3] != k[0][3] or q[1] != k[1]:
+        raise ValueError(
+            f"q {q[0]} of {q[1]} and k {k[0]} of {k[1]} differ in last axis or dtype: a score is their inner product."
+        )
+    if len(kv_heads) != heads:
+        raise ValueError(f"{heads} heads but {len(kv_heads)} key heads named for them.")
+    absent = sorted({place for place in kv_heads if not 0 <= place < k[0][1]})
+    if absent:
+        raise ValueError(f"key heads {in_words(absent)} are not among the {k[0][1]} that were kept.")

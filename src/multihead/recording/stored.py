@@ -1,0 +1,229 @@
+"""Reading a recording's file: the header when it is opened, a tensor when it is asked for."""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from multihead.core import Measurements
+from multihead.errors import RecordingError
+from multihead.masks import Mask
+from multihead.recording.layer import Layer
+from multihead.recording.schema import DTYPES, FORMAT, SCHEMA, Form, Header, LayerHeader, parse
+from multihead.recording.shapes import STATISTICS
+from multihead.recording.stored_masks import MaskReader
+
+
+def check_masks(header: Header) -> None:
+    """Raise ``ValueError`` where a mask is none, or does not fit the layer that has it; reads no tensor."""
+    masks = MaskReader(header.masks, header.tensors)
+    masks.check()
+    for layer in header.layers:
+        if layer.mask is not None:
+            masks.mask(layer.mask).check(layer.layer.sizes)
+
+
+def nonfinite_of(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Which of q and k hold NaN or inf, as they may where no query sees it.
+
+    Raises:
+        ValueError: the log-sum-exp holds NaN or +inf, which it cannot: -inf stands where a query sees nothing.
+    """
+    lse = tensors.get("statistics.lse")
+    if lse is not None:
+        check_lse(lse)
+    return tuple(name for name in ("q", "k") if name in tensors and not finite(tensors[name]))
+
+
+def check_lse(lse: Tensor) -> None:
+    """Raise ``ValueError`` where a log-sum-exp holds NaN or +inf."""
+    if lse.numel() and not bool(lse.amax() < torch.inf):
+        raise ValueError("statistics.lse holds NaN or inf: the scores of some query were no numbers")
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor inf: one pass, no copy."""
+    if not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(low.isfinite() & high.isfinite())
+
+
+class StoredFile:
+    """An open recording: its header, and its tensors mapped from the file."""
+
+    def __init__(self, path: Path, handle: safe_open, header: Header) -> None:
+        self.path, self.header = path, header
+        self._handle = handle
+        self._read: dict[str, Tensor] = {}
+        self._masks = MaskReader(header.masks, header.tensors, self.tensor)
+
+    @classmethod
+    def open(cls, path: Path) -> "StoredFile":
+        """Open a file and check all that its header says.
+
+        Raises:
+            RecordingError: it is no recording, or a damaged or newer one.
+        """
+        try:
+            handle = safe_open(path, framework="pt")
+        except OSError as error:
+            raise RecordingError(f"cannot read {path}: {error.strerror or error}.") from error
+        except SafetensorError as error:
+            raise RecordingError(
+                f"{path} is no recording, or a damaged one: it is no whole safetensors file ({error})."
+            ) from error
+        metadata = handle.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise RecordingError(
+                f"{path} is a safetensors file of something else, perhaps a model's weights: recordings come from "
+                "Recording.save."
+            )
+        schema = metadata.get("schema", "")
+        if schema.isdecimal() and len(schema) < 10 and int(schema) > SCHEMA:
+            raise RecordingError(
+                f"{path} was written by a newer multihead (schema {int(schema)}; this one reads {SCHEMA}): "
+                "upgrade multihead."
+            )
+        try:
+            header = _header(metadata, _forms(handle))
+        except ValueError as error:
+            raise _damaged(path, error) from error
+        return cls(path, handle, header)
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor by its name, mapped, its checksum compared the first time.
+
+        Raises:
+            ValueError: the checksum does not fit.
+        """
+        if name not in self._read:
+            try:
+                tensor = self._handle.get_tensor(name)
+            except (SafetensorError, RuntimeError, OSError) as error:
+                raise ValueError(f"tensor {name} cannot be read ({error})") from error
+            if zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy()) != self.header.tensors[name].crc32:
+                raise ValueError(f"tensor {name} is not what was written: its checksum does not fit")
+            self._read[name] = tensor
+        return self._read[name]
+
+    def mask(self, place: int) -> Mask:
+        """A mask by its place, one object for all layers that share it."""
+        return self._masks.mask(place)
+
+    def damaged(self, error: Exception) -> RecordingError:
+        """The error for a fact about this file."""
+        return _damaged(self.path, error)
+
+
+def _header(metadata: Mapping[str, str], forms: Mapping[str, Form]) -> Header:
+    schema, text = metadata.get("schema", ""), metadata.get("recording", "")
+    if schema != str(SCHEMA):
+        raise ValueError(f"schema {schema!a:.40} is none there has been")
+    if metadata.get("crc32") != f"{zlib.crc32(text.encode()):08x}":
+        raise ValueError("the header's checksum does not fit it")
+    header = parse(text, forms)
+    check_masks(header)
+    return header
+
+
+def _damaged(path: Path, error: Exception) -> RecordingError:
+    return RecordingError(f"{path} is a damaged recording: {str(error).rstrip('.')}.")
+
+
+def _forms(handle: safe_open) -> dict[str, Form]:
+    """Shape and dtype of every tensor that a recording could hold, without reading one."""
+    forms: dict[str, Form] = {}
+    for name in handle.keys():
+        stored = handle.get_slice(name)
+        if stored.get_dtype() in DTYPES:
+            forms[name] = tuple(stored.get_shape()), DTYPES[stored.get_dtype()]
+    return forms
+
+
+_READ_LATER = ("q", "k", "bias", "sinks", "statistics", "mask")
+
+
+class StoredLayer(Layer):
+    """A layer whose tensors are read from its file when they are first asked for.
+
+    The properties below stand in for fields of :class:`Layer`. A cached property gives way to a value in the instance,
+    so a changed copy (``dataclasses.replace``) is a layer like any other.
+    """
+
+    _file: StoredFile
+    _header: LayerHeader
+
+    @classmethod
+    def of(cls, file: StoredFile, header: LayerHeader) -> "StoredLayer":
+        """The layer that a header describes."""
+        layer = cls.__new__(cls)
+        known = {name: value for name, value in vars(header.layer).items() if name not in _READ_LATER}
+        vars(layer).update(known, _file=file, _header=header)
+        return layer
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _layer_of, ({field.name: getattr(self, field.name) for field in fields(self)},)
+
+    @cached_property
+    def q(self) -> Tensor | None:  # pyrefly: ignore[bad-override]
+        """See :class:`Layer`."""
+        return self._own("q")
+
+    @cached_property
+    def k(self) -> Tensor | None:  # pyrefly: ignore[bad-override]
+        """See :class:`Layer`."""
+        return self._own("k")
+
+    @cached_property
+    def sinks(self) -> Tensor | None:  # pyrefly: ignore[bad-override]
+        """See :class:`Layer`."""
+        return self._own("sinks")
+
+    @cached_property
+    def bias(self) -> Tensor | None:  # pyrefly: ignore[bad-override]
+        """See :class:`Layer`."""
+        stored = self._header.bias
+        try:
+            return None if stored is None else self._file.tensor(stored.tensor).expand(stored.shape)
+        except ValueError as error:
+            raise self._file.damaged(error) from error
+
+    @cached_property
+    def mask(self) -> Mask | None:  # pyrefly: ignore[bad-override]
+        """See :class:`Layer`."""
+        try:
+            return None if self._header.mask is None else self._file.mask(self._header.mask)
+        except ValueError as error:
+            raise self._file.damaged(error) from error
+
+    @cached_property
+    def statistics(self) -> Measurements:  # pyrefly: ignore[bad-override]
+        """See :class:`Layer`."""
+        names = [name.removeprefix(STATISTICS) for name in self._header.tensors if name.startswith(STATISTICS)]
+        return Measurements(**{name: self._own(STATISTICS + name) for name in names})
+
+    def _own(self, name: str) -> Tensor | None:
+        """One of this layer's tensors, checked for numbers that cannot be there."""
+        if name not in self._header.tensors:
+            return None
+        try:
+            tensor = self._file.tensor(self._header.tensors[name])
+            found = nonfinite_of({name: tensor})
+        except ValueError as error:
+            raise self._file.damaged(error) from error
+        if set(found) - set(self._header.nonfinite):
+            raise self._file.damaged(
+                ValueError(f"{self._header.tensors[name]} holds NaN or inf, which nothing accounts for")
+            )
+        return tensor
+
+
+def _layer_of(values: dict[str, Any]) -> Layer:
+    return Layer(**values)
