@@ -1,1 +1,1 @@
-"""Benchmarks: ``python -m benchmarks [name ...]`` prints each as a table. A time is printed only after the result was right."""
+"""Benchmarks: ``python -m benchmarks [name ...]`` prints tables. A time is printed only after the result was right."""

@@ -1,4 +1,7 @@
-"""What looking costs: time beside SDPA, and memory beyond inputs and outputs. Memory target at (1, 8, 8192, 64): ≤ 256 MB."""
+"""What looking costs: time beside SDPA, and memory beyond inputs and outputs.
+
+Target at (1, 8, 8192, 64), every statistic: at most 256 MB.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -77,9 +80,15 @@ def run() -> str:
                 out, seen = mh.inspect(q, k, v, statistics=ASKED[name])
             answers = out.nbytes + sum(value.nbytes for value in seen.named().values())
             weights = 4 * HEADS * length**2
-            memory.append((length, name, *(f"{size / 1e6:.0f} MB" for size in (peak.growth - answers, answers, weights))))
-    return times + "\n" + table(
-        "Memory of looking",
-        ("length", "asked", "peak beyond inputs and outputs", "outputs", "the weights would be"),
-        memory,
+            memory.append(
+                (length, name, *(f"{size / 1e6:.0f} MB" for size in (peak.growth - answers, answers, weights)))
+            )
+    return (
+        times
+        + "\n"
+        + table(
+            "Memory of looking",
+            ("length", "asked", "peak beyond inputs and outputs", "outputs", "the weights would be"),
+            memory,
+        )
     )

@@ -18,7 +18,9 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
         model = names[0] if names else model
     return (
         f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
@@ -42,7 +44,10 @@ def alternate(rivals: dict[str, Callable[[], object]], rounds: int = 7) -> dict[
 def seconds_of_processes(programs: dict[str, str], rounds: int = 11) -> dict[str, float]:
     """Median seconds of whole Python processes, each running one program, in alternation."""
     return alternate(
-        {name: lambda program=program: subprocess.run([sys.executable, "-c", program], check=True) for name, program in programs.items()},
+        {
+            name: lambda program=program: subprocess.run([sys.executable, "-c", program], check=True)
+            for name, program in programs.items()
+        },
         rounds,
     )
 

@@ -1,7 +1,8 @@
 """The one error bar of every comparison, and the calls and masks that the comparisons run over.
 
-A result is right if its error against the float64 formula is at most twice that of a plain PyTorch run in the result's own
-precision, plus four roundings of the largest number (at sizes this small a plain run is now and then exact by luck). ``test_accuracy.py`` holds the negative controls.
+A result is right if its error against the float64 formula is at most twice that of a plain PyTorch run in the
+result's own precision, plus four roundings of the largest number (at sizes this small a plain run is now and then exact
+by luck). ``test_accuracy.py`` holds the negative controls.
 """
 
 import torch
@@ -12,7 +13,7 @@ from multihead.core import AttentionCall, reference
 
 
 def check(found: Tensor, exact: Tensor, plain: Tensor, name: str = "result") -> None:
-    """Assert that ``found`` is as right as the bar asks; ``exact`` is float64, ``plain`` the simple way in found's precision."""
+    """Assert that ``found`` passes the bar; ``exact`` is float64, ``plain`` the simple way in found's precision."""
     assert found.shape == exact.shape == plain.shape, f"{name}: shapes {found.shape}, {exact.shape}, {plain.shape}"
     infinite = exact.isinf()
     assert torch.equal(found.isinf(), infinite), f"{name}: infinities differ"
@@ -39,7 +40,7 @@ SIZES = {"batch": 2, "heads": 6, "kv_heads": 3, "queries": 7, "keys": 11, "dim":
 def random_call(
     dtype: torch.dtype = torch.float32, *, seed: int = 0, requires_grad: bool = False, **options
 ) -> AttentionCall:
-    """A call of the standard sizes; ``options`` go to :class:`AttentionCall`, True standing for a random bias or sinks."""
+    """A call of the standard sizes; ``options`` are the call's, True standing for a random bias or sinks."""
     sizes = SIZES | {name: options.pop(name) for name in list(options) if name in SIZES}
     generator = torch.Generator().manual_seed(seed)
 

@@ -7,7 +7,6 @@ import torch
 
 from multihead import masks
 from multihead.core import reference
-
 from tests.accuracy import check, plain, random_call
 
 

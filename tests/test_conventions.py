@@ -8,7 +8,6 @@ from multihead import masks
 from multihead.conventions import checked_indices, default_scale, divisors, in_words, mismatch, nearest
 from multihead.core import Statistics, reference
 from multihead.kernels import measure
-
 from tests.accuracy import random_call
 
 

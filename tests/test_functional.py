@@ -5,7 +5,6 @@ import torch
 
 import multihead as mh
 from multihead.core import AttentionCall, reference
-
 from tests.accuracy import OPTIONS, check, mask_examples, plain, random_call
 
 
@@ -41,7 +40,9 @@ def test_a_torch_function_mode_sees_every_attention_once():
     from multihead.kernels import attend
 
     class Spy(torch.overrides.TorchFunctionMode):
-        seen = []
+        def __init__(self):
+            super().__init__()
+            self.seen = []
 
         def __torch_function__(self, function, types, args=(), kwargs=None):
             if function is attend:

@@ -5,7 +5,6 @@ import torch
 
 from multihead import masks
 from multihead.masks import Sizes
-
 from tests.accuracy import mask_examples, random_bool
 
 L, S = 7, 11
@@ -96,7 +95,7 @@ def test_key_ranges_are_tight_where_kernels_gain_from_it():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: masks.sliding_window(), ValueError, "either window, or left and right"),
+        (masks.sliding_window, ValueError, "either window, or left and right"),
         (lambda: masks.sliding_window(3, left=1), ValueError, "either window, or left and right"),
         (lambda: masks.sliding_window(0), ValueError, "window=0 lets a query see nothing"),
         (lambda: masks.sliding_window(left=-1), ValueError, "left=-1 is negative"),

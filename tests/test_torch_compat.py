@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from multihead.torch_compat import MultiheadAttention
-
 from tests.accuracy import random_bool
 
 N, L, S, E, H = 2, 7, 11, 12, 3
@@ -95,7 +94,7 @@ def test_unbatched_and_gradients():
             for layer, result in ((theirs, expected), (ours, output)):
                 layer.zero_grad()
                 (result[0].square().sum() + (result[1].square().sum() if flag else 0)).backward()
-            for (name, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+            for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
                 torch.testing.assert_close(mine.grad, other.grad)
 
 

@@ -31,7 +31,9 @@ def test_all_is_what_imports(name):
 
 def test_the_door_has_no_name_beside_all():
     public = {
-        name for name, value in vars(multihead).items() if not name.startswith("_") and not isinstance(value, ModuleType)
+        name
+        for name, value in vars(multihead).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
     }
     modules = {info.name for info in pkgutil.iter_modules(multihead.__path__)}
     assert public == {name for name in multihead.__all__ if not name.startswith("_")} - modules

@@ -77,7 +77,7 @@ def test_refuses_types_with_a_sentence(tensors, options, message):
 @pytest.mark.usefixtures("as_users_run")
 def test_mask_of_another_type():
     assert as_mask(None) is None
-    with pytest.raises(TypeError, match="mask has dtype torch.float32, expected torch.bool: True means may attend"):
+    with pytest.raises(TypeError, match=r"mask has dtype torch\.float32, expected torch.bool: True means may attend"):
         as_mask(torch.zeros(7, 11))
     with pytest.raises(TypeError, match="mask is a str"):
         as_mask("causal")

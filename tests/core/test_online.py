@@ -4,7 +4,6 @@ import torch
 
 from multihead.core import SoftmaxState, merge_outputs, reference
 from multihead.core.call import AttentionCall
-
 from tests.accuracy import check, random_call
 
 

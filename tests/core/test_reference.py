@@ -7,7 +7,6 @@ import torch
 
 from multihead import masks
 from multihead.core import AttentionCall, reference
-
 from tests.accuracy import OPTIONS, mask_examples, random_call
 
 

@@ -1,6 +1,7 @@
 """Every statistic against its definition on the float64 weights."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,6 @@ from torch.nn.functional import pad
 from multihead.core import AXES, Measurements, Statistics, block_cells, reference
 from multihead.kernels import measure, tiles
 from multihead.kernels.collectors import largest
-
 from tests.accuracy import OPTIONS, check, mask_examples, random_call
 
 EVERYTHING = Statistics.every(top=4, block=3, rows=(5, 0), columns=(10, 3, 4))
@@ -49,10 +49,7 @@ def definitions(call, statistics, dtype=torch.float64):
         "received": weights.sum(2),
         "received_mean": weights.sum(2) / seen.sum(2).clamp_min(1),
         "offsets": torch.stack(
-            [
-                (weights * ((distance >= low) & (distance < high))).sum((2, 3))
-                for low, high in zip(edges, edges[1:], strict=False)
-            ],
+            [(weights * ((distance >= low) & (distance < high))).sum((2, 3)) for low, high in pairwise(edges)],
             -1,
         ),
         "offset_edges": torch.tensor(edges),

@@ -6,7 +6,6 @@ import torch
 from multihead import masks
 from multihead.core import AttentionCall, reference
 from multihead.kernels import KERNELS, choose, chunked, dense, explain, sdpa, tiles
-
 from tests.accuracy import OPTIONS, check, mask_examples, plain, random_bool, random_call
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from multihead import masks
 from multihead.core import AttentionCall, SoftmaxState, Statistics, reference
 from multihead.kernels import chunked, measure, tiles
-
 from tests.accuracy import mask_examples, random_call
 
 settings.register_profile("laws", max_examples=40, deadline=None)

@@ -10,7 +10,6 @@ from torch import nn
 import multihead as mh
 from multihead.core import AttentionCall, merge_heads, reference, split_heads
 from multihead.layer import Attend
-
 from tests.accuracy import check, random_bool
 
 

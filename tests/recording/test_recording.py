@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001
 """What a recording says about itself, where tokens stand, and the strongest links."""
 
 from dataclasses import FrozenInstanceError, replace

@@ -1,6 +1,6 @@
 """What was seen: the narrow waist between those who observe attention and those who show it."""
 
-import os
+import os  # noqa: TC003
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal

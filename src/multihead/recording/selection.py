@@ -28,7 +28,7 @@ class PartOfMask(Mask):
         self,
         queries: Int[Tensor, " query"],
         keys: Int[Tensor, " key"],
-        sizes: Sizes,
+        sizes: Sizes,  # noqa: ARG002
     ) -> Bool[Tensor, "batch_or_1 head_or_1 query_or_1 key_or_1"]:
         """What the whole mask says about these, of this sequence and head only."""
         queries = queries if self.queries is None else self.queries[queries]

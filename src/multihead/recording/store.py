@@ -173,7 +173,7 @@ class _Writer:
             checksums[name] = zlib.crc32(content)
             file.write(content)
         head = self._head(checksums)
-        assert len(head) == self._length
+        assert len(head) == self._length  # noqa: S101
         file.seek(0)
         file.write(head)
 

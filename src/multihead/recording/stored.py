@@ -140,7 +140,7 @@ def _damaged(path: Path, error: Exception) -> RecordingError:
 def _forms(handle: safe_open) -> dict[str, Form]:
     """Shape and dtype of every tensor that a recording could hold, without reading one."""
     forms: dict[str, Form] = {}
-    for name in handle.keys():
+    for name in handle.keys():  # noqa: SIM118
         stored = handle.get_slice(name)
         if stored.get_dtype() in DTYPES:
             forms[name] = tuple(stored.get_shape()), DTYPES[stored.get_dtype()]
