@@ -24,7 +24,7 @@ class Layer:
     """
 
     index: int
-    """Place of this attention in the run, counting from 0."""
+    """The number of this attention in order of first appearance, counting from 0."""
     name: str
     """Path of the module that computed it, as in ``named_modules()``."""
     host: str

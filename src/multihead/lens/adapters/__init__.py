@@ -1,0 +1,1 @@
+"""One file for each kind of host: what its arguments mean, as an :class:`~multihead.core.AttentionCall`."""

@@ -1,0 +1,123 @@
+"""What an observation saw."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from multihead.errors import CheckError, ObservationError
+from multihead.lens.measuring import LayerCheck, Sight
+from multihead.lens.texts import Tokens, with_texts
+from multihead.recording import Layer, Recording
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """How well what was seen agrees with the host's own output, layer by layer."""
+
+    layers: tuple[LayerCheck, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every layer was compared and agrees."""
+        return all(layer.passed for layer in self.layers)
+
+    def __str__(self) -> str:
+        return "\n".join(str(layer) for layer in self.layers)
+
+
+class Seen:
+    """What :func:`observe` saw: the layers of every run of the model.
+
+    A run is one outermost forward of the model, or of a part of it that was called on its own (``generate`` of an
+    encoder-decoder calls the encoder first). Runs in which nothing that was asked for appeared are left out.
+    """
+
+    def __init__(self, model: str, provenance: Mapping[str, str]) -> None:
+        self._model = model
+        self._provenance = dict(provenance)
+        self._runs: list[tuple[Sight, ...]] = []
+        self._forwards = 0
+        self._elsewhere = False
+
+    @property
+    def runs(self) -> tuple[tuple[Layer, ...], ...]:
+        """The layers of every run, in the order in which they were computed."""
+        return tuple(tuple(sight.layer for sight in run) for run in self._runs)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers of the last run.
+
+        Raises:
+            ObservationError: nothing was seen; the message says what was looked for.
+        """
+        return tuple(sight.layer for sight in self._run(-1))
+
+    def check(self) -> CheckReport:
+        """Compare Σ P v, recomputed from the weights that were measured, with what the host computed, in every run.
+
+        The comparison was made when each layer was seen (``verify=True``), at the queries and for the heads that were
+        observed. A layer agrees if its largest difference, relative to the largest magnitude of the host's output, is
+        within 1e-4, or within four units in the last place of the host's dtype and of its scores, if that is more.
+
+        Returns:
+            The largest difference and the allowed one, for each layer.
+
+        Raises:
+            CheckError: a layer differs, or could not be compared; the message names it and says why.
+            ObservationError: nothing was seen.
+        """
+        self._run(-1)
+        report = CheckReport(tuple(sight.check for run in self._runs for sight in run))
+        failed = [check for check in report.layers if not check.passed]
+        if failed:
+            several = len(self._runs) > 1
+            lines = "\n".join(f"  {f'run {check.run}, ' if several else ''}{check}" for check in failed)
+            raise CheckError(
+                f"{len(failed)} of {len(report.layers)} layers do not agree with the output of {self._model}:\n{lines}"
+            )
+        return report
+
+    def recording(self, tokens: Tokens | None = None, *, source: Tokens | None = None, run: int = -1) -> Recording:
+        """What was seen in one run, with its tokens and where it comes from.
+
+        Args:
+            tokens: the tokens of a single sequence, or one list for each sequence of the batch, padding included;
+                None: positions. Of an encoder-decoder these are the target's.
+            source: likewise, what the encoder read.
+            run: which run; the last one.
+
+        Raises:
+            ObservationError: nothing was seen, or the tokens do not fit.
+        """
+        layers, texts = with_texts(self._run(run), tokens, source)
+        return Recording(layers, texts, dict(self._provenance))
+
+    def __repr__(self) -> str:
+        runs = len(self._runs)
+        last = f", {len(self._runs[-1])} layers in the last" if runs else ""
+        return f"Seen({self._model}: {runs} runs{last})"
+
+    def _add(self, sights: list[Sight]) -> bool:
+        """Take a run in; whether there was anything in it."""
+        self._forwards += 1
+        if sights:
+            self._runs.append(tuple(sights))
+        return bool(sights)
+
+    def _run(self, number: int) -> tuple[Sight, ...]:
+        if not self._runs:
+            raise ObservationError(f"nothing was seen of {self._model}: {self._why_nothing()}")
+        if not -len(self._runs) <= number < len(self._runs):
+            raise ObservationError(f"run {number} out of range: there were {len(self._runs)} runs, counted from 0.")
+        return self._runs[number]
+
+    def _why_nothing(self) -> str:
+        if self._forwards:
+            return (
+                "it ran, but called neither torch.nn.functional.scaled_dot_product_attention, nn.MultiheadAttention, "
+                "transformers' sdpa attention nor multihead's own. Attention written out as matrix products, "
+                "FlexAttention and flash_attn cannot be seen."
+            )
+        if self._elsewhere:
+            return "it ran in another thread. Observe it in the thread that runs it."
+        return "it did not run to its end inside the with block."
