@@ -313,8 +313,10 @@ def test_the_demo_models_checksum(monkeypatch, tmp_path):
 def test_transformers_own_settings_come_back(demo):
     from transformers.utils import logging
 
+    logging.set_verbosity_info()
     before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
     read("hello", demo, layers=[0])
     with pytest.raises(SourceError, match="empty"):
         read("", demo)
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    logging.set_verbosity_warning()

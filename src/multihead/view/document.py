@@ -1,0 +1,252 @@
+"""A recording as the document and the data of ``docs/page-format.md``."""
+
+import base64
+import math
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multihead import masks
+from multihead.core import AttentionCall, Statistics
+from multihead.kernels import measure
+from multihead.masks import Mask, Sizes
+from multihead.recording import Layer, Recording
+from multihead.view.codec import Encoded, kept
+
+CELLS = 48
+"""Cells a side of a head's overview."""
+
+Node = dict[str, object]
+"""A piece of the JSON document."""
+
+_DTYPES = {"f64": "<f8", "f32": "<f4", "i32": "<i4", "u8": "u1"}
+
+
+class Data:
+    """The binary block: arrays go in, references come out."""
+
+    def __init__(self) -> None:
+        self._compressor = zlib.compressobj(6)
+        self._compressed = bytearray()
+        self._length = 0
+
+    def add(self, array: np.ndarray | Tensor, dtype: str) -> Node:
+        """Append an array as one of f64, f32, i32 and u8; its reference."""
+        values = np.ascontiguousarray(np.asarray(array), dtype=_DTYPES[dtype])
+        reference: Node = {"offset": self._length, "dtype": dtype, "shape": list(values.shape)}
+        raw = values.tobytes()
+        raw += bytes(-len(raw) % 8)
+        self._compressed += self._compressor.compress(raw)
+        self._length += len(raw)
+        return reference
+
+    def base64(self) -> str:
+        """All of it, compressed; nothing can be added afterwards."""
+        self._compressed += self._compressor.flush()
+        return base64.b64encode(self._compressed).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a layer's queries stand in their text."""
+
+    positions: tuple[int, ...] | None
+    """Of the recorded queries; None for every token in order."""
+    offset: int
+    """From a position to the position that masks compare with keys."""
+    before: int
+    """Tokens of the query text that stand before the model's first query: those that a cache held."""
+    tokens: int
+    """Length of the query text."""
+
+
+def texts_of(recording: Recording, item: int) -> dict[str, list[str]]:
+    """Each text's tokens, in order of first use; positions where the recording does not hold them."""
+    lengths: dict[str, int] = {}
+    for layer in recording.layers:
+        lengths[layer.query_text] = max(lengths.get(layer.query_text, 0), layer.sizes.queries)
+        lengths[layer.key_text] = max(lengths.get(layer.key_text, 0), layer.sizes.keys)
+    texts = {}
+    for name, length in lengths.items():
+        known = recording.texts.get(name)
+        texts[name] = [str(position) for position in range(length)] if known is None else list(known[item])
+    return texts
+
+
+def placement(layer: Layer, texts: dict[str, list[str]]) -> Placement:
+    """Where this layer's queries stand.
+
+    Raises:
+        ValueError: the texts have other lengths than the attention.
+    """
+    queries, keys = layer.sizes.queries, layer.sizes.keys
+    query_tokens, key_tokens = len(texts[layer.query_text]), len(texts[layer.key_text])
+    if key_tokens != keys:
+        raise ValueError(
+            f"layer {layer.index} has {keys} keys, but the text {layer.key_text!r} has {key_tokens} tokens: record it "
+            "with its own tokens."
+        )
+    if query_tokens == queries:
+        return Placement(layer.queries, keys - queries, 0, queries)
+    if layer.query_text == layer.key_text and queries < keys:
+        before = keys - queries
+        kept = range(queries) if layer.queries is None else layer.queries
+        return Placement(tuple(before + query for query in kept), 0, before, keys)
+    raise ValueError(
+        f"layer {layer.index} has {queries} queries, but the text {layer.query_text!r} has {query_tokens} tokens: "
+        "record it with its own tokens."
+    )
+
+
+def layer_entry(layer: Layer, encoded: Encoded, texts: dict[str, list[str]], item: int, data: Data) -> Node:
+    """One layer of the document; its arrays go into ``data``."""
+    where = placement(layer, texts)
+    names = list(texts)
+    cells, peak = _quantised(_overview(layer, item))
+    return {
+        "index": layer.index,
+        "name": layer.name,
+        "heads": list(layer.heads),
+        "query_text": names.index(layer.query_text),
+        "key_text": names.index(layer.key_text),
+        "queries": None if where.positions is None else list(where.positions),
+        "query_offset": where.offset,
+        "q": data.add(encoded.q, "u8"),
+        "k": data.add(encoded.k, "u8"),
+        "steps": data.add(encoded.steps, "f64"),
+        "lse": data.add(encoded.lse, "f64"),
+        "softcap": layer.softcap,
+        "bias": None if encoded.bias is None else data.add(encoded.bias, "f32"),
+        "mask": _mask_node(layer.mask, layer, where, item, data),
+        "sink": _optional(_sink(layer, item), data),
+        "entropy": _optional(None if layer.statistics.entropy is None else layer.statistics.entropy[item], data),
+        "overview": data.add(cells, "u8"),
+        "overview_peak": data.add(peak, "f32"),
+    }
+
+
+def _optional(tensor: Tensor | None, data: Data) -> Node | None:
+    return None if tensor is None else data.add(tensor.detach().cpu().float().numpy(), "f32")
+
+
+def _sink(layer: Layer, item: int) -> Tensor | None:
+    if layer.statistics.sink is not None:
+        return layer.statistics.sink[item]
+    if layer.sinks is None:
+        return None
+    lse = kept(layer)[2][item].double()
+    return (layer.sinks.double()[:, None] - lse).exp().masked_fill(lse == -torch.inf, 0.0)
+
+
+def _mask_node(mask: Mask | None, layer: Layer, where: Placement, item: int, data: Data) -> Node | None:
+    """A mask as the contract's tree, None where it hides nothing."""
+
+    def child(of: Mask) -> Node:
+        # inside a tree, "sees everything" has to be said
+        return _mask_node(of, layer, where, item, data) or {"kind": "sliding_window", "left": None, "right": None}
+
+    match mask:
+        case None:
+            return None
+        case masks.Causal():
+            return {"kind": "causal"}
+        case masks.SlidingWindow(left, right):
+            return {"kind": "sliding_window", "left": left, "right": right}
+        case masks.Prefix(length):
+            return {"kind": "prefix", "length": length}
+        case masks.Padding(valid):
+            chosen = _of_item(valid, item)
+            return None if chosen.all() else {"kind": "padding", "valid": data.add(chosen.numpy(), "u8")}
+        case masks.Documents(queries, keys):
+            query, key = _of_item(queries, item), _of_item(keys, item)
+            query, key = _numbered(torch.cat([query, key])).split([len(query), len(key)])
+            front = torch.full((where.before,), -1)
+            return {
+                "kind": "documents",
+                "query": data.add(torch.cat([front, query]), "i32"),
+                "key": data.add(key, "i32"),
+            }
+        case masks.And(left, right) | masks.Or(left, right):
+            kind = "and" if isinstance(mask, masks.And) else "or"
+            return {"kind": kind, "left": child(left), "right": child(right)}
+        case masks.Not(inner):
+            return {"kind": "not", "mask": child(inner)}
+        case _:
+            return _dense_node(mask, layer, where, item, data)
+
+
+def _dense_node(mask: Mask, layer: Layer, where: Placement, item: int, data: Data) -> Node | None:
+    """Any mask as bits; axes along which nothing changes have size 1."""
+    seen = _of_item(mask.visible(torch.arange(layer.sizes.queries), torch.arange(layer.sizes.keys), layer.sizes), item)
+    if seen.shape[0] != 1:
+        seen = seen[list(layer.heads)]
+    for axis in range(3):
+        first = seen.narrow(axis, 0, min(1, seen.shape[axis]))
+        if torch.equal(seen, first.expand_as(seen)):
+            seen = first
+    if seen.all():
+        return None
+    if seen.shape[1] != 1 and where.before:
+        seen = torch.cat([seen.new_zeros(seen.shape[0], where.before, seen.shape[2]), seen], dim=1)
+    bits = np.packbits(seen.numpy().reshape(-1), bitorder="little")
+    return {"kind": "dense", "bits": data.add(bits, "u8"), "shape": list(seen.shape)}
+
+
+def _of_item(tensor: Tensor, item: int) -> Tensor:
+    return tensor[item if tensor.shape[0] != 1 else 0].detach().cpu()
+
+
+def _numbered(ids: Tensor) -> Tensor:
+    """The same groups numbered from 0, so that they fit 32 bits."""
+    return torch.unique(ids, return_inverse=True)[1]
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept(Mask):
+    """The mask of the kept heads and queries of one sequence, out of that of the whole attention."""
+
+    whole: Mask
+    layer: Layer
+    item: int
+    queries: Tensor
+
+    def visible(self, queries: Tensor, keys: Tensor, sizes: Sizes) -> Tensor:  # noqa: ARG002
+        seen = self.whole.visible(self.queries[queries], keys, self.layer.sizes)
+        seen = seen[[self.item if seen.shape[0] != 1 else 0]]
+        return seen[:, list(self.layer.heads)] if seen.shape[1] != 1 else seen
+
+
+def _overview(layer: Layer, item: int) -> Tensor:
+    """(H, R, C) mean weights of at most CELLS × CELLS cells a head: as recorded if they are there, else measured."""
+    recorded = layer.statistics.blocks
+    means = _measured_blocks(layer, item) if recorded is None else recorded[item]
+    means = means.detach().cpu().double()
+    return means if max(means.shape[1:]) <= CELLS else _shrunk(means)
+
+
+def _measured_blocks(layer: Layer, item: int) -> Tensor:
+    q, k, _ = kept(layer)
+    queries = torch.arange(layer.sizes.queries) if layer.queries is None else torch.tensor(layer.queries)
+    bias = None if layer.bias is None else layer.bias[[min(item, layer.bias.shape[0] - 1)]]
+    k = k[[item]][:, list(layer.kv_heads)]
+    mask = None if layer.mask is None else _Kept(layer.mask, layer, item, queries)
+    call = AttentionCall(q[[item]], k, k[..., :0], mask, bias, layer.scale, layer.softcap, layer.sinks)
+    height, width = (max(1, math.ceil(length / CELLS)) for length in (layer.query_count, layer.sizes.keys))
+    asked = Statistics(lse=False, max_score=False, entropy=False, visible=False, blocks=(height, width))
+    return measure(call, asked)[1].named()["blocks"][0]
+
+
+def _shrunk(blocks: Tensor) -> Tensor:
+    """The mean of neighbouring blocks, at most CELLS a side."""
+    return torch.nn.functional.adaptive_avg_pool2d(blocks, (min(CELLS, blocks.shape[1]), min(CELLS, blocks.shape[2])))
+
+
+def _quantised(means: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """u8 cells, round(255 √(mean / peak)), and the f32 peaks."""
+    means = means.clamp_min(0.0)
+    peak = means.amax((1, 2)) if means[0].numel() else means.new_zeros(len(means))
+    cells = (255 * (means / peak.masked_fill(peak == 0, 1.0)[:, None, None]).sqrt()).round()
+    return cells.to(torch.uint8).numpy(), peak.float().numpy()

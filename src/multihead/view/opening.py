@@ -1,0 +1,111 @@
+"""What to show first: of a recording, a token; of a token, the link that tells most."""
+
+import re
+from collections.abc import Sequence
+
+from multihead.conventions import in_words
+from multihead.errors import RecordingError, SourceError
+from multihead.recording import Link, Recording
+from multihead.recording.words import cleaned, joined, words_of
+
+_SPECIAL = re.compile(r"\[[A-Za-z_0-9]+\]|<[^<>\s]+>")
+_NEAR = 2
+_FAINT = 0.1
+_LINKS = 400
+
+
+def likely_token(recording: Recording, item: int = 0) -> int:
+    """The position of a token worth looking at in the text that is asked about: the longest word, the first of several.
+
+    Raises:
+        SourceError: the recording holds no layer.
+    """
+    name = asking_text(recording)
+    layer = next(layer for layer in reversed(recording.layers) if layer.query_text == name)
+    tokens = recording.texts[name][item] if name in recording.texts else []
+    kept = range(layer.sizes.queries) if layer.queries is None else layer.queries
+    places = {layer.place_of_query(query, len(tokens) or layer.sizes.queries) for query in kept}
+    words = [word for word in words_of(tokens) if word[0] in places and not is_mark(tokens[word[0]])]
+    longest = max(words, key=lambda word: len(joined(tokens, word)), default=None)
+    return min(places, default=0) if longest is None else longest[0]
+
+
+def asking_text(recording: Recording) -> str:
+    """The text whose tokens ask: that of the first layer's queries, of the last layer's in an encoder-decoder model.
+
+    Raises:
+        SourceError: the recording holds no layer.
+    """
+    if not recording.layers:
+        raise SourceError("the recording holds no layer, so there is nothing to show.")
+    return recording.layers[-1].query_text
+
+
+def telling_link(links: Sequence[Link], recording: Recording) -> Link | None:
+    """The strongest link that is no matter of position: to a word, not to the token itself or a close neighbour.
+
+    Where there is none above a tenth, the strongest of all; None where there is none at all.
+    """
+    one_text = {layer.index: layer.query_text == layer.key_text for layer in recording.layers}
+    offsets = {layer.index: layer.sizes.offset for layer in recording.layers}
+    for link in links:
+        far = not one_text[link.layer] or abs(link.query + max(offsets[link.layer], 0) - link.key) > _NEAR
+        if far and link.weight >= _FAINT and not is_mark(link.key_token):
+            return link
+    return links[0] if links else None
+
+
+def start(recording: Recording, token: str | int | None = None, *, item: int = 0) -> dict[str, object]:
+    """What a page opens with: a token, and the layer and head that tell most about it.
+
+    Args:
+        recording: what was seen.
+        token: as for :meth:`Recording.positions`; None: a likely one.
+        item: the sequence of the batch.
+
+    Raises:
+        SourceError: the token is in no text.
+    """
+    if token is None:
+        token = likely_token(recording, item)
+    asking = asking_text(recording)
+    names = [name for name in (asking, *recording.texts) if name in recording.texts]
+    text, position = _found(recording, token, list(dict.fromkeys(names)), item)
+    asks = any(layer.query_text == text for layer in recording.layers)
+    try:
+        links = recording.top(position, text=text, count=_LINKS, item=item, direction="from" if asks else "to")
+    except (RecordingError, SourceError):
+        # this token's query was not recorded, or its text has no tokens; the page can be opened at it all the same
+        links = []
+    link = telling_link(links, recording)
+    order = list(dict.fromkeys(name for layer in recording.layers for name in (layer.query_text, layer.key_text)))
+    chosen = {} if link is None else {"layer": link.layer, "heads": [link.head]}
+    return {**chosen, "text": order.index(text), "token": position}
+
+
+def _found(recording: Recording, token: str | int, names: Sequence[str], item: int) -> tuple[str, int]:
+    """The first text that has the token, and where."""
+    failures = []
+    if isinstance(token, int) and asking_text(recording) not in recording.texts:
+        return asking_text(recording), token
+    for name in names:
+        try:
+            return name, recording.positions(token, name, item)[0]
+        except SourceError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    raise SourceError(
+        f"the recording holds no text in which to look for {token!r}: its texts are "
+        f"{in_words(recording.texts) or 'none'}."
+    )
+
+
+def is_mark(token: str) -> bool:
+    """Whether a token is none of the text's words: a special token or punctuation.
+
+    >>> is_mark("[SEP]"), is_mark("."), is_mark("##s")
+    (True, True, False)
+    """
+    bare = cleaned(token)
+    return bool(_SPECIAL.fullmatch(bare)) or not any(character.isalnum() for character in bare)

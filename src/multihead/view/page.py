@@ -1,0 +1,216 @@
+"""The page: one HTML file that shows a recording offline. ``docs/page-format.md`` is the contract with the viewer."""
+
+import html
+import json
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+from multihead.recording import Layer, Recording
+from multihead.version import __version__
+from multihead.view.codec import ACCURACY, encode_all, kept
+from multihead.view.document import Data, layer_entry, placement, texts_of
+from multihead.view.opening import start as opening
+
+LARGEST_PAGE = 64_000_000
+"""Bytes that a page may have; a browser opens more only with patience."""
+
+_BITS = 18.5
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_SHELL = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<div id="multihead"></div>
+<noscript>This page computes the weights that it draws, so it needs JavaScript; it loads nothing.</noscript>
+<script type="application/json" id="multihead-document">{document}</script>
+<script type="text/plain" id="multihead-data">{data}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def page(
+    recording: Recording,
+    *,
+    title: str | None = None,
+    start: Mapping[str, object] | None = None,
+    item: int = 0,
+    accuracy: float = ACCURACY,
+) -> str:
+    """The page that shows a recording: one HTML file with everything in it, for any browser, without a network.
+
+    Args:
+        recording: with q, k and lse in every layer.
+        title: the page's; None: the model's name.
+        start: what is chosen when the page opens, e.g. ``{"layer": 5, "heads": [9], "text": 0, "token": 18}``; each
+            key may be missing. None: the longest word, and the layer and head that tell most about it.
+        item: the sequence of the batch.
+        accuracy: the largest difference between a weight drawn and the recorded one. The page states what was reached.
+
+    Returns:
+        The HTML, the same for the same recording. Size: O(tokens) for each head; about 7 MB for 512 tokens and 72
+        heads of 32 dimensions.
+
+    Raises:
+        ValueError: the recording holds no layer, or no q, k and lse; its texts do not fit; or the page would
+            pass 64 MB.
+        FileNotFoundError: the viewer's bundle is missing from this installation.
+    """
+    _check(recording, item)
+    texts = texts_of(recording, item)
+    for layer in recording.layers:
+        placement(layer, texts)
+    script, style = bundle()
+    _check_size(recording.layers, accuracy, len(script) + len(style))
+    data, layers, reached, sampled = Data(), [], 0.0, {}
+    encodings = encode_all(recording.layers, item=item, accuracy=accuracy)
+    for layer, encoded in zip(recording.layers, encodings, strict=True):
+        reached = max(reached, encoded.accuracy)
+        if encoded.rows < layer.query_count:
+            sampled["accuracy measured on"] = f"{encoded.rows} of {layer.query_count} rows of each head"
+        layers.append(layer_entry(layer, encoded, texts, item, data))
+    model = recording.provenance.get("model")
+    shown_title = title if title is not None else f"Attention of {model}" if model else "Attention"
+    provenance = {str(key): str(value) for key, value in recording.provenance.items()}
+    document = {
+        "format": "multihead-page",
+        "version": 1,
+        "title": shown_title,
+        "provenance": {**provenance, "page": f"multihead {__version__}", **sampled},
+        "accuracy": reached,
+        "texts": [{"name": name, "tokens": tokens} for name, tokens in texts.items()],
+        "start": opening(recording, item=item) if start is None else dict(start),
+        "layers": layers,
+    }
+    return _SHELL.format(
+        policy=_POLICY,
+        # a lone surrogate cannot be written as UTF-8; in the document it is an escape
+        title=html.escape(shown_title.encode("utf-8", "replace").decode("utf-8")),
+        style=style,
+        document=json_in_html(document),
+        data=data.base64(),
+        script=script,
+    )
+
+
+def write_page(
+    recording: Recording,
+    path: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+    start: Mapping[str, object] | None = None,
+    item: int = 0,
+    accuracy: float = ACCURACY,
+) -> Path:
+    """Write :func:`page` to a file, whole or not at all, over one that is there; the path.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: as :func:`page`.
+    """
+    target = Path(path)
+    write_whole(target, page(recording, title=title, start=start, item=item, accuracy=accuracy))
+    return target
+
+
+def write_whole(target: Path, text: str) -> None:
+    """Write a text file beside its place and then move it there, so that nobody ever sees half of it."""
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder: name a file in it.")
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.write_text(text, encoding="utf-8", newline="\n")
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def json_in_html(value: object) -> str:
+    r"""JSON that may stand in a script element: no token can end it, and NaN and inf are refused.
+
+    >>> print(json_in_html(["</script>"]))
+    ["\u003c/script\u003e"]
+    """
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def bundle() -> tuple[str, str]:
+    """The viewer's script and style.
+
+    Raises:
+        FileNotFoundError: this installation has none.
+    """
+    folder = resources.files("multihead.view").joinpath("static")
+    found = []
+    for name, element in (("multihead.js", "script"), ("multihead.css", "style")):
+        file = folder.joinpath(name)
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"the viewer's {name} is missing from this installation: "
+                "in a checkout run `npm ci && npm run build` in viewer/."
+            )
+        text = file.read_text(encoding="utf-8")
+        if f"</{element}" in text.lower():
+            raise RuntimeError(f"{name} holds </{element}, which would end its element in the page.")
+        found.append(text)
+    script, style = found
+    return script, style
+
+
+def _check(recording: Recording, item: int) -> None:
+    if not recording.layers:
+        raise ValueError("the recording holds no layer, so there is nothing to show: observe at least one.")
+    batch = min(layer.sizes.batch for layer in recording.layers)
+    if not 0 <= item < batch:
+        raise ValueError(f"item={item} out of range: the recording holds {batch} sequences, 0 to {batch - 1}.")
+    for layer in recording.layers:
+        kept(layer)
+
+
+def _check_size(layers: tuple[Layer, ...], accuracy: float, other: int) -> None:
+    """Refuse a page that would be too large, and say what fits."""
+    sizes = [_estimated(layer, accuracy) for layer in layers]
+    total, room = sum(sizes), LARGEST_PAGE - other
+    if total <= room:
+        return
+    heads = sum(len(layer.heads) for layer in layers)
+    tokens = max(max(layer.query_count, layer.sizes.keys) for layer in layers)
+    fitting = {
+        f"{math.floor(room / max(sizes))} of the {len(layers)} layers": room >= max(sizes),
+        f"{math.floor(heads * room / total)} of the {heads} heads": heads * room >= total,
+        f"the first {_two_digits(tokens * room / total)} of the {tokens} tokens": True,
+    }
+    raise ValueError(
+        f"the page would have about {total / 1e6:.0f} MB, more than {LARGEST_PAGE / 1e6:.0f} MB: choose fewer, for "
+        "example "
+        f"{', or '.join(words for words, fits in fitting.items() if fits)}."
+    )
+
+
+def _estimated(layer: Layer, accuracy: float) -> float:
+    """Bytes of one layer in the page."""
+    bits = _BITS + math.log2(ACCURACY / accuracy) if accuracy > 0 else _BITS
+    heads, queries, keys = len(layer.heads), layer.query_count, layer.sizes.keys
+    numbers = heads * (queries + keys) * kept(layer)[0].shape[-1] * min(max(bits, 1.0), 32.0) / 8
+    bias = 0 if layer.bias is None else (heads if layer.bias.shape[1] != 1 else 1) * queries * keys * 3.7
+    return (numbers + bias + heads * queries * 12) * 4 / 3
+
+
+def _two_digits(number: float) -> int:
+    scale = 10 ** max(0, math.floor(math.log10(max(number, 1))) - 1)
+    return int(number // scale * scale)
