@@ -1,12 +1,17 @@
 """multihead: multi-head attention you can see through."""
 
-from multihead import errors, masks, torch_compat
-from multihead.core import Measurements, Statistics
-from multihead.functional import attention, inspect
-from multihead.layer import MultiHeadAttention
-from multihead.lens import Seen, observe
-from multihead.recording import Layer, Link, Recording, load
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from multihead.version import __version__
+
+if TYPE_CHECKING:
+    from multihead import errors, masks, torch_compat
+    from multihead.core import Measurements, Statistics
+    from multihead.functional import attention, inspect
+    from multihead.layer import MultiHeadAttention
+    from multihead.lens import Seen, observe
+    from multihead.recording import Layer, Link, Recording, load
 
 __all__ = [
     "Layer",
@@ -25,3 +30,28 @@ __all__ = [
     "observe",
     "torch_compat",
 ]
+
+_ROOMS = {
+    "core": ("Measurements", "Statistics"),
+    "functional": ("attention", "inspect"),
+    "layer": ("MultiHeadAttention",),
+    "lens": ("Seen", "observe"),
+    "recording": ("Layer", "Link", "Recording", "load"),
+}
+_HOMES = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Open a room when something in it is asked for: ``multihead --help`` should not wait for torch."""
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"multihead.{_HOMES[name]}"), name)
+    elif name in __all__:
+        value = importlib.import_module(f"multihead.{name}")
+    else:
+        raise AttributeError(f"module 'multihead' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -96,7 +96,13 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_importing_loads_no_optional_library():
-    assert not loaded_by("import multihead") & OPTIONAL
+    every_name = "import multihead; [getattr(multihead, name) for name in multihead.__all__]"
+    assert "torch" in loaded_by(every_name)
+    assert not loaded_by(every_name) & OPTIONAL
+
+
+def test_help_does_not_wait_for_torch():
+    assert "torch" not in loaded_by("import multihead.cli")
 
 
 def test_an_optional_import_would_be_noticed():

@@ -37,7 +37,7 @@ def selected(
     _, seen = measure(call, statistics, queries=None if places is None else places[order])
     found = {}
     for name, tensor in seen.named().items():
-        per_head = name != "offset_edges" and tensor.shape[1] == call.sizes.heads
+        per_head = tensor.ndim > 1 and tensor.shape[1] == call.sizes.heads
         found[name] = tensor[:, list(heads)] if per_head else tensor
         if order is not None and name in ("lse", "max_score", "entropy", "visible", "top_weights", "top_keys", "sink"):
             found[name] = found[name][:, :, order.argsort()]

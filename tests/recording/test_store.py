@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from multihead import masks
-from multihead.core import Measurements, Statistics
+from multihead.core import AXES, Measurements, Statistics
 from multihead.errors import RecordingError
 from multihead.masks import Mask, Sizes
 from multihead.recording import Layer, Recording, load, store
@@ -60,7 +60,7 @@ class TestTheSameAgain:
         recording = recording_of(selected(call, index=3, statistics=Statistics.every(top=3, block=4)))
         loaded = again(recording, path)
         assert difference(recording, loaded) is None
-        assert len(loaded.layers[0].tensors()) == 18
+        assert len(loaded.layers[0].tensors()) == 4 + len(AXES)
         assert same_bits(loaded.rows(3, [2], item=1), recording.rows(3, [2], item=1))
 
     def test_parts_of_a_layer(self, path):

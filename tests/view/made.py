@@ -32,7 +32,9 @@ def layer_of(
     rows = torch.arange(call.sizes.queries) if queries is None else torch.tensor(queries)
     asked = statistics or Statistics()
     _, found = measure(call, asked, queries=rows)
-    per_query = {name: tensor[:, list(chosen)] for name, tensor in found.named().items() if name != "visible"}
+    per_query = {
+        name: tensor[:, list(chosen)] for name, tensor in found.named().items() if name != "visible" and tensor.ndim > 1
+    }
     bias = call.bias
     if bias is not None:
         bias = bias[:, list(chosen)] if bias.shape[1] != 1 else bias

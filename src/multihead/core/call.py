@@ -58,9 +58,7 @@ class AttentionCall:
         elif not math.isfinite(self.scale):
             raise ValueError(f"scale={self.scale} is no finite number.")
         if self.softcap is not None and not (math.isfinite(self.softcap) and self.softcap > 0):
-            raise ValueError(
-                f"softcap={self.softcap} is no positive number: scores stay within -softcap and softcap."
-            )
+            raise ValueError(f"softcap={self.softcap} is no positive number: scores stay within -softcap and softcap.")
         if self.sinks is not None and self.sinks.shape != (self.sizes.heads,):
             raise ValueError(
                 f"sinks have shape {shape_of(self.sinks)}, expected ({self.sizes.heads},): one learned score a head."

@@ -134,8 +134,11 @@ class Measurements:
     offsets: Float[Tensor, "batch head bin"] | None = None
     offset_edges: Int[Tensor, " edge"] | None = None
     blocks: Float[Tensor, "batch head query_block key_block"] | None = None
+    block_size: Int[Tensor, "2"] | None = None
     rows: Float[Tensor, "batch head row key"] | None = None
+    row_queries: Int[Tensor, " row"] | None = None
     columns: Float[Tensor, "batch head query column"] | None = None
+    column_keys: Int[Tensor, " column"] | None = None
     sink: Float[Tensor, "batch head query"] | None = None
 
     def named(self) -> dict[str, Tensor]:
@@ -157,8 +160,11 @@ AXES: dict[str, tuple[str, ...]] = {
     "offsets": ("batch", "head", "bin"),
     "offset_edges": ("edge",),
     "blocks": ("batch", "head", "query_block", "key_block"),
+    "block_size": ("side",),
     "rows": ("batch", "head", "row", "key"),
+    "row_queries": ("row",),
     "columns": ("batch", "head", "query", "column"),
+    "column_keys": ("column",),
     "sink": ("batch", "head", "query"),
 }
 """The axes of each statistic, in words."""

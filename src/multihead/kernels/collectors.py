@@ -211,7 +211,8 @@ class Blocks(Collector):
 
     def answer(self) -> dict[str, Tensor]:
         cells = block_cells(self.count, self.height)[:, None] * block_cells(self.sizes.keys, self.width)
-        return {"blocks": (self.total / cells.to(self.total.device)).to(self.dtype)}
+        size = torch.tensor([self.height, self.width], device=self.total.device)
+        return {"blocks": (self.total / cells.to(self.total.device)).to(self.dtype), "block_size": size}
 
 
 class Rows(Collector):
@@ -220,6 +221,7 @@ class Rows(Collector):
     def __init__(self, call: AttentionCall, queries: Tensor, rows: tuple[int, ...]) -> None:
         super().__init__(call, queries)
         places = {int(query): place for place, query in enumerate(queries)}
+        self.rows = torch.tensor(rows, dtype=torch.int64, device=queries.device)
         self.places = torch.tensor([places[row] for row in rows], dtype=torch.int64, device=queries.device)
         self.found = self._empty(self.sizes.heads, len(rows), self.sizes.keys)
 
@@ -231,7 +233,7 @@ class Rows(Collector):
             self.found[part.batch, part.heads, :, part.keys].index_copy_(2, mine, rows)
 
     def answer(self) -> dict[str, Tensor]:
-        return {"rows": self.found}
+        return {"rows": self.found, "row_queries": self.rows}
 
 
 class Columns(Collector):
@@ -250,7 +252,7 @@ class Columns(Collector):
             self.found[part.batch, part.heads, part.rows].index_copy_(3, mine, columns)
 
     def answer(self) -> dict[str, Tensor]:
-        return {"columns": self.found}
+        return {"columns": self.found, "column_keys": self.columns}
 
 
 class Output(Collector):

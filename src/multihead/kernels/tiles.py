@@ -154,4 +154,3 @@ def folded_matmul(
 def _slices(length: int, step: int) -> Iterator[slice]:
     for start in range(0, length, max(1, step)):
         yield slice(start, min(start + step, length))
-

@@ -25,8 +25,9 @@ LAYER_AXES: dict[str, tuple[str, ...]] = {
 
 _BROADCAST = {"bias": ("batch", "head", "query", "key"), "statistics.visible": ("head",)}
 _SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
-_INTEGERS = {"statistics.visible", "statistics.top_keys", "statistics.offset_edges"}
-_PAIRS = (("statistics.top_weights", "statistics.top_keys"), ("statistics.received", "statistics.received_mean"))
+_INTEGERS = {
+    STATISTICS + name for name in ("visible", "top_keys", "offset_edges", "block_size", "row_queries", "column_keys")
+}
 
 
 def check_forms(forms: Mapping[str, Form], *, sizes: Sizes, heads: int, queries: int, kv_heads: Sequence[int]) -> None:
@@ -42,11 +43,13 @@ def check_forms(forms: Mapping[str, Form], *, sizes: Sizes, heads: int, queries:
     Raises:
         ValueError: one does not; the message says which and what was expected.
     """
+    lengths = {"batch": sizes.batch, "head": heads, "query": queries, "key": sizes.keys, "side": 2}
     for name, form in forms.items():
-        _check_form(name, form, {"batch": sizes.batch, "head": heads, "query": queries, "key": sizes.keys})
-    for name, other in _PAIRS:
-        if name in forms and other in forms and forms[name][0] != forms[other][0]:
-            raise ValueError(f"{name} {forms[name][0]} and {other} {forms[other][0]} differ in shape.")
+        _check_form(name, form, lengths)
+        if name.startswith(STATISTICS):
+            # an axis that only some statistics have is as long in each of them
+            for axis, length in zip(LAYER_AXES[name], form[0], strict=True):
+                lengths.setdefault(axis, length)
     edges = forms.get("statistics.offset_edges")
     offsets = forms.get("statistics.offsets")
     if edges and offsets and edges[0][0] != offsets[0][2] + 1:
