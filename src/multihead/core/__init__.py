@@ -3,6 +3,7 @@
 from multihead.core.call import AttentionCall, as_mask, check_heads, nonfinite
 from multihead.core.heads import merge_heads, split_heads
 from multihead.core.online import SoftmaxState, merge_outputs
+from multihead.core.part import PartOfMask
 from multihead.core.reference import Reference, reference
 from multihead.core.statistics import AXES, Measurements, Statistics, block_cells, power_of_two_edges
 
@@ -10,6 +11,7 @@ __all__ = [
     "AXES",
     "AttentionCall",
     "Measurements",
+    "PartOfMask",
     "Reference",
     "SoftmaxState",
     "Statistics",

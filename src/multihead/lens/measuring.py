@@ -6,11 +6,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from multihead.core import AttentionCall, Measurements, Statistics
+from multihead.core import AttentionCall, Measurements, PartOfMask, Statistics
 from multihead.kernels import attend, measure
 from multihead.lens.host import HostAttention, HostOutput
 from multihead.lens.masks_found import MaskFinder
-from multihead.masks import Mask, Sizes
 from multihead.recording import Layer
 
 FLOOR = 1e-4
@@ -65,25 +64,6 @@ class Wanted:
     statistics: Statistics
     qk: bool
     verify: bool
-
-
-@dataclass(frozen=True, eq=False)
-class _SomeHeads(Mask):
-    """A mask for some of the heads that it was made for."""
-
-    mask: Mask
-    heads: Tensor
-    every: int
-
-    def visible(self, queries, keys, sizes):
-        answer = self.mask.visible(queries, keys, replace(sizes, heads=self.every))
-        return answer if answer.shape[1] == 1 else answer[:, self.heads]
-
-    def key_range(self, first, last, sizes):
-        return self.mask.key_range(first, last, replace(sizes, heads=self.every))
-
-    def check(self, sizes: Sizes) -> None:
-        self.mask.check(replace(sizes, heads=self.every))
 
 
 def sight_of(attention: HostAttention, wanted: Wanted, finder: MaskFinder) -> Sight:
@@ -148,7 +128,7 @@ def _of_heads(call: AttentionCall, heads: tuple[int, ...]) -> tuple[AttentionCal
         q=call.q[:, index],
         k=call.k[:, kv],
         v=call.v[:, kv],
-        mask=None if call.mask is None else _SomeHeads(call.mask, index, call.sizes.heads),
+        mask=None if call.mask is None else PartOfMask(call.mask, call.sizes, heads=index),
         bias=bias,
         sinks=None if call.sinks is None else call.sinks[index],
     )

@@ -13,12 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from multihead.conventions import in_words, statistics_dtype
-from multihead.core import AttentionCall
+from multihead.core import AttentionCall, PartOfMask
 from multihead.errors import RecordingError
 from multihead.kernels.collectors import largest
 from multihead.kernels.tiles import TILE_SCORES, Part, biased_and_masked, capped_scores
 from multihead.recording.layer import Layer
-from multihead.recording.selection import PartOfMask, holds_dense, narrowed, sequence_of
+from multihead.recording.selection import holds_dense, narrowed, sequence_of
 from multihead.recording.words import shown
 
 
@@ -117,7 +117,8 @@ def _call_of_head(layer: Layer, item: int, place: int, keys: Sequence[int]) -> A
     if layer.mask is not None:
         head = layer.heads[place]
         chosen = None if layer.queries is None else _indices(layer.queries, device)
-        mask = PartOfMask(narrowed(layer.mask, item, head), layer.sizes, item, head, chosen, _indices(keys, device))
+        only = torch.tensor([head], device=device)
+        mask = PartOfMask(narrowed(layer.mask, item, head), layer.sizes, item, only, chosen, _indices(keys, device))
     q = q[item : item + 1, place : place + 1]
     return AttentionCall(q, k, k[..., :0], mask, bias, scale=layer.scale, softcap=layer.softcap)
 

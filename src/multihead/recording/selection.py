@@ -1,41 +1,12 @@
-"""Parts of what was seen: a mask as some of the heads, queries and keys meet it, and one sequence of a batch."""
+"""One sequence of a batch, and one head, out of what was seen."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from jaxtyping import Bool, Int
 from torch import Tensor
 
-from multihead.core import Measurements
-from multihead.masks import And, Dense, Documents, Mask, Not, Or, Padding, Sizes
+from multihead.core import Measurements, PartOfMask
+from multihead.masks import And, Dense, Documents, Mask, Not, Or, Padding
 from multihead.recording.layer import Layer
-
-
-@dataclass(frozen=True, eq=False)
-class PartOfMask(Mask):
-    """The mask of one sequence, asked by places among chosen queries and keys, answered at the model's own numbers."""
-
-    mask: Mask
-    sizes: Sizes
-    """Of the whole attention."""
-    item: int
-    head: int | None = None
-    """The model's number of the only head asked about; None for all."""
-    queries: Int[Tensor, " query"] | None = None
-    """The model's number of each query; None where these are the places."""
-    keys: Int[Tensor, " key"] | None = None
-
-    def visible(
-        self,
-        queries: Int[Tensor, " query"],
-        keys: Int[Tensor, " key"],
-        sizes: Sizes,  # noqa: ARG002
-    ) -> Bool[Tensor, "batch_or_1 head_or_1 query_or_1 key_or_1"]:
-        """What the whole mask says about these, of this sequence and head only."""
-        queries = queries if self.queries is None else self.queries[queries]
-        keys = keys if self.keys is None else self.keys[keys]
-        answer = self.mask.visible(queries, keys, self.sizes)
-        answer = answer[self.item : self.item + 1] if answer.shape[0] != 1 else answer
-        return answer if self.head is None or answer.shape[1] == 1 else answer[:, self.head : self.head + 1]
 
 
 def narrowed(mask: Mask, item: int, head: int | None = None) -> Mask:

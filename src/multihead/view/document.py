@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from multihead import masks
-from multihead.core import AttentionCall, Statistics
+from multihead.core import AttentionCall, PartOfMask, Statistics
 from multihead.kernels import measure
-from multihead.masks import Mask, Sizes
+from multihead.masks import Mask
 from multihead.recording import Layer, Recording
 from multihead.view.codec import Encoded, kept
 
@@ -204,21 +204,6 @@ def _numbered(ids: Tensor) -> Tensor:
     return torch.unique(ids, return_inverse=True)[1]
 
 
-@dataclass(frozen=True, eq=False)
-class _Kept(Mask):
-    """The mask of the kept heads and queries of one sequence, out of that of the whole attention."""
-
-    whole: Mask
-    layer: Layer
-    item: int
-    queries: Tensor
-
-    def visible(self, queries: Tensor, keys: Tensor, sizes: Sizes) -> Tensor:  # noqa: ARG002
-        seen = self.whole.visible(self.queries[queries], keys, self.layer.sizes)
-        seen = seen[[self.item if seen.shape[0] != 1 else 0]]
-        return seen[:, list(self.layer.heads)] if seen.shape[1] != 1 else seen
-
-
 def _overview(layer: Layer, item: int) -> Tensor:
     """(H, R, C) mean weights of at most CELLS × CELLS cells a head: as recorded if they are there, else measured."""
     recorded = layer.statistics.blocks
@@ -229,10 +214,12 @@ def _overview(layer: Layer, item: int) -> Tensor:
 
 def _measured_blocks(layer: Layer, item: int) -> Tensor:
     q, k, _ = kept(layer)
-    queries = torch.arange(layer.sizes.queries) if layer.queries is None else torch.tensor(layer.queries)
     bias = None if layer.bias is None else layer.bias[[min(item, layer.bias.shape[0] - 1)]]
     k = k[[item]][:, list(layer.kv_heads)]
-    mask = None if layer.mask is None else _Kept(layer.mask, layer, item, queries)
+    mask = None
+    if layer.mask is not None:
+        queries = None if layer.queries is None else torch.tensor(layer.queries)
+        mask = PartOfMask(layer.mask, layer.sizes, item, torch.tensor(layer.heads), queries)
     call = AttentionCall(q[[item]], k, k[..., :0], mask, bias, layer.scale, layer.softcap, layer.sinks)
     height, width = (max(1, math.ceil(length / CELLS)) for length in (layer.query_count, layer.sizes.keys))
     asked = Statistics(lse=False, max_score=False, entropy=False, visible=False, blocks=(height, width))
