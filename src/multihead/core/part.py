@@ -1,0 +1,50 @@
+"""A mask as one sequence, some heads, some queries and some keys of an attention meet it."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from multihead.masks import Mask, Sizes
+
+
+@dataclass(frozen=True, eq=False)
+class PartOfMask(Mask):
+    """A mask asked by places among chosen heads, queries and keys, answered at the numbers of the whole attention."""
+
+    mask: Mask
+    sizes: Sizes
+    """Of the whole attention."""
+    item: int | None = None
+    """The only sequence that is asked about; None for the whole batch."""
+    heads: Int[Tensor, " head"] | None = None
+    """The number of each head; None where these are the places, as for queries and keys."""
+    queries: Int[Tensor, " query"] | None = None
+    keys: Int[Tensor, " key"] | None = None
+
+    def visible(
+        self,
+        queries: Int[Tensor, " query"],
+        keys: Int[Tensor, " key"],
+        sizes: Sizes,  # noqa: ARG002
+    ) -> Bool[Tensor, "batch_or_1 head_or_1 query_or_1 key_or_1"]:
+        """What the whole mask says about these."""
+        queries = queries if self.queries is None else self.queries[queries]
+        keys = keys if self.keys is None else self.keys[keys]
+        answer = self.mask.visible(queries, keys, self.sizes)
+        if self.item is not None and answer.shape[0] != 1:
+            answer = answer[self.item : self.item + 1]
+        return answer if self.heads is None or answer.shape[1] == 1 else answer[:, self.heads]
+
+    def key_range(self, first: int, last: int, sizes: Sizes) -> tuple[int, int]:
+        """The whole mask's range, where places of keys are their numbers."""
+        if self.keys is not None:
+            return 0, sizes.keys
+        if self.queries is not None:
+            chosen = self.queries[first : last + 1]
+            first, last = int(chosen.min()), int(chosen.max())
+        return self.mask.key_range(first, last, self.sizes)
+
+    def check(self, sizes: Sizes) -> None:  # noqa: ARG002
+        """Whether the whole mask fits the whole attention."""
+        self.mask.check(self.sizes)
