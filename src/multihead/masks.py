@@ -226,53 +226,43 @@ class Dense(Mask):
 
 
 @dataclass(frozen=True, eq=False)
-class And(Mask):
-    """Visible where both masks say so."""
-
+class _Pair(Mask):
     left: Mask
     right: Mask
+
+    def _ranges(self, first: int, last: int, sizes: Sizes) -> list[tuple[int, int]]:
+        return [mask.key_range(first, last, sizes) for mask in (self.left, self.right)]
+
+    def check(self, sizes):
+        self.left.check(sizes)
+        self.right.check(sizes)
+
+    def to(self, device):
+        return type(self)(self.left.to(device), self.right.to(device))
+
+
+class And(_Pair):
+    """Visible where both masks say so."""
 
     def visible(self, queries, keys, sizes):
         return self.left.visible(queries, keys, sizes) & self.right.visible(queries, keys, sizes)
 
     def key_range(self, first, last, sizes):
-        (start, stop), (other_start, other_stop) = (
-            mask.key_range(first, last, sizes) for mask in (self.left, self.right)
-        )
-        start, stop = max(start, other_start), min(stop, other_stop)
-        return min(start, stop), stop
-
-    def check(self, sizes):
-        self.left.check(sizes)
-        self.right.check(sizes)
-
-    def to(self, device):
-        return And(self.left.to(device), self.right.to(device))
+        starts, stops = zip(*self._ranges(first, last, sizes), strict=True)
+        return min(max(starts), min(stops)), min(stops)
 
 
-@dataclass(frozen=True, eq=False)
-class Or(Mask):
+class Or(_Pair):
     """Visible where either mask says so."""
-
-    left: Mask
-    right: Mask
 
     def visible(self, queries, keys, sizes):
         return self.left.visible(queries, keys, sizes) | self.right.visible(queries, keys, sizes)
 
     def key_range(self, first, last, sizes):
-        ranges = [mask.key_range(first, last, sizes) for mask in (self.left, self.right)]
-        full = [(start, stop) for start, stop in ranges if start < stop]
-        if not full:
+        some = [(start, stop) for start, stop in self._ranges(first, last, sizes) if start < stop]
+        if not some:
             return 0, 0
-        return min(start for start, _ in full), max(stop for _, stop in full)
-
-    def check(self, sizes):
-        self.left.check(sizes)
-        self.right.check(sizes)
-
-    def to(self, device):
-        return Or(self.left.to(device), self.right.to(device))
+        return min(start for start, _ in some), max(stop for _, stop in some)
 
 
 @dataclass(frozen=True, eq=False)

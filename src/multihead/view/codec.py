@@ -26,8 +26,11 @@ from torch import Tensor
 
 from multihead.recording import Layer
 
-ACCURACY = 1e-5
-"""The largest difference between a weight drawn and the recorded one, unless the caller says otherwise."""
+ACCURACY = 9e-6
+"""The largest difference between a weight drawn and the recorded one, unless the caller says otherwise.
+
+A float32 model's own paths (fused, eager) differ by up to about 1e-6, so this is within 1e-5 of each of them.
+"""
 
 BUDGET = 1 << 28
 """Weights of a page that are compared one by one, some five seconds' worth; beyond, a sample of rows is."""

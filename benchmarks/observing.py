@@ -1,0 +1,85 @@
+"""What observing costs beside the model alone and beside its eager path, and how near the weights are to eager's.
+
+Target: the weights of recording and page within 1e-5 of the eager path.
+"""
+
+import math
+
+import torch
+
+import multihead as mh
+from benchmarks.measuring import alternate, table
+from benchmarks.page import TEXT
+from multihead.text import DEFAULT_SENTENCE, TextModel, load_model, read
+from multihead.view.codec import encode
+
+ALLOWED = 1e-5
+
+
+def eager_weights(model: TextModel, text: str) -> tuple[torch.Tensor, ...]:
+    """Every layer's weights by the eager path, (heads, queries, keys)."""
+    from transformers import AutoModel
+
+    eager = AutoModel.from_pretrained(model.tokenizer.name_or_path, attn_implementation="eager").eval()
+    inputs = model.tokenizer(text, truncation=True, max_length=model.limit, return_tensors="pt")
+    with torch.no_grad():
+        return tuple(weights[0] for weights in eager(**inputs, output_attentions=True).attentions)
+
+
+def differences(model: TextModel, text: str) -> tuple[int, float, float]:
+    """Tokens, and the largest difference of recording and page from the eager path."""
+    recording = read(text, model, truncate=True)
+    of_recording, of_page = 0.0, 0.0
+    for layer, eager in zip(recording, eager_weights(model, text), strict=True):
+        exact = recording.tile(layer.index, slice(None), slice(None))
+        of_recording = max(of_recording, float((exact - eager).abs().max()))
+        of_page = max(of_page, float((drawn(layer) - eager).abs().max()))
+    return len(recording.texts["text"][0]), of_recording, of_page
+
+
+def drawn(layer: mh.Layer) -> torch.Tensor:
+    """The weights that a browser computes from a page's integers, as docs/page-format.md says."""
+    encoded = encode(layer)
+
+    def integers(planes: torch.Tensor) -> torch.Tensor:
+        coded = sum(planes[:, :, place].long() << (8 * place) for place in range(planes.shape[2]))
+        return ((coded >> 1) ^ -(coded & 1)).double().mT
+
+    q, k, steps, lse = (torch.from_numpy(array) for array in (encoded.q, encoded.k, encoded.steps, encoded.lse))
+    return ((integers(q) * steps[:, None]) @ integers(k).mT - lse[..., None]).exp()
+
+
+def run() -> str:
+    """The tables."""
+    model = load_model(None)
+    rows = []
+    for text in (DEFAULT_SENTENCE, TEXT):
+        tokens, of_recording, of_page = differences(model, text)
+        if max(of_recording, of_page) > ALLOWED:
+            raise AssertionError(f"weights differ from eager's by {max(of_recording, of_page):.2g} at {tokens} tokens")
+        rows.append((tokens, f"{of_recording:.1e}", f"{of_page:.1e}"))
+    near = table("Largest difference of a weight from the eager path", ("tokens", "recording", "page"), rows)
+
+    from transformers import AutoModel
+
+    inputs = model.tokenizer(TEXT, truncation=True, max_length=model.limit, return_tensors="pt")
+    eager = AutoModel.from_pretrained(model.tokenizer.name_or_path, attn_implementation="eager").eval()
+
+    def observed(**options: object) -> None:
+        with mh.observe(model.model, **options):
+            model.model(**inputs)
+
+    side = math.ceil(inputs["input_ids"].shape[1] / 48)
+    rivals = {
+        "the model alone": lambda: model.model(**inputs),
+        "eager, with its weights": lambda: eager(**inputs, output_attentions=True),
+        "observed: light statistics, q, k": lambda: observed(verify=False),
+        "the same, verified": observed,
+        "the same, and the overview": lambda: observed(statistics=mh.Statistics(blocks=(side, side))),
+        "one layer, one head, one query": lambda: observed(layers=[2], heads=[1], queries=[18]),
+    }
+    with torch.no_grad():
+        found = alternate(rivals)
+    base = found["the model alone"]
+    cost = [(name, f"{1000 * seconds:.0f} ms", f"{seconds / base:.2f} ×") for name, seconds in found.items()]
+    return near + "\n" + table("Observing 512 tokens × 72 heads", ("run", "median", "ratio"), cost)

@@ -1,0 +1,33 @@
+"""The README's example runs as it stands, on the packaged model."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from multihead.text import DEFAULT_SENTENCE, load_model
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.demo
+def test_the_example_in_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    example = re.search(r"## In Python\n\n```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL).group(1)
+    demo = load_model(None)
+    inputs = demo.tokenizer(DEFAULT_SENTENCE, return_tensors="pt")
+    names = {
+        "model": demo.model,
+        "inputs": inputs,
+        "tokens": demo.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0]),
+        "valid": torch.ones(2, 11, dtype=torch.bool),
+        "x": torch.randn(2, 7, 512),
+        "context": torch.randn(2, 11, 512),
+    }
+    names |= dict(zip("qkv", torch.randn(3, 2, 8, 11, 64), strict=True))
+    exec(compile(example, str(README), "exec"), names)
+    assert names["y"].shape == (2, 7, 512)
+    assert names["seen"].top_weights.shape == (2, 8, 11, 8)
+    loaded = names["mh"].load(tmp_path / "run.safetensors")
+    assert torch.equal(loaded.rows(2, [18]), names["recording"].rows(2, [18]))
