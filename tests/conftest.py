@@ -5,10 +5,21 @@ import os
 import jaxtyping
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # one process a core: more threads would only wait for each other
     torch.set_num_threads(1)
+
+# a slow machine is no failure; and what lands must not depend on luck, while people may find new examples
+settings.register_profile(
+    "here",
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
+)
+settings.load_profile("here")
 
 # no test may depend on a network, nor wait for one
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -1,16 +1,13 @@
 """What must hold for every attention, whatever its sizes: property tests."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from multihead import masks
 from multihead.core import AttentionCall, SoftmaxState, Statistics, reference
 from multihead.kernels import chunked, measure, tiles
 from tests.accuracy import mask_examples, random_call
-
-settings.register_profile("laws", max_examples=40, deadline=None)
-settings.load_profile("laws")
 
 SEEDS = st.integers(0, 2**31)
 LENGTHS = st.integers(1, 13)
