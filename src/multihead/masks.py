@@ -249,7 +249,8 @@ class And(_Pair):
 
     def key_range(self, first, last, sizes):
         starts, stops = zip(*self._ranges(first, last, sizes), strict=True)
-        return min(max(starts), min(stops)), min(stops)
+        stop = min(stops)
+        return min(max(starts), stop), stop
 
 
 class Or(_Pair):
