@@ -82,6 +82,10 @@ class Mask(abc.ABC):
     def check(self, sizes: Sizes) -> None:  # noqa: B027
         """Raise ``ValueError`` where this mask cannot belong to an attention of these sizes."""
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that it holds, those of its parts included."""
+        return ()
+
     def to(self, device: torch.device) -> "Mask":  # noqa: ARG002
         """The same mask with its tensors, if it has any, on ``device``."""
         return self
@@ -157,6 +161,9 @@ class Padding(Mask):
                 "it must be (batch, keys), True at real tokens."
             )
 
+    def tensors(self):
+        return (self.valid,)
+
     def to(self, device):
         return Padding(self.valid.to(device))
 
@@ -178,6 +185,9 @@ class Documents(Mask):
                     f"document numbers of the {axis}, {shape_of(ids)}, do not fit batch {sizes.batch} "
                     f"and {length} {axis}: give (batch, {axis}), or one row for the whole batch."
                 )
+
+    def tensors(self):
+        return self.queries, self.keys
 
     def to(self, device):
         return Documents(self.queries.to(device), self.keys.to(device))
@@ -221,6 +231,9 @@ class Dense(Mask):
     def _fits_transposed(self, target: tuple[int, ...]) -> bool:
         return tuple(self.allowed.shape[2:]) == (target[3], target[2])
 
+    def tensors(self):
+        return (self.allowed,)
+
     def to(self, device):
         return Dense(self.allowed.to(device))
 
@@ -236,6 +249,9 @@ class _Pair(Mask):
     def check(self, sizes):
         self.left.check(sizes)
         self.right.check(sizes)
+
+    def tensors(self):
+        return *self.left.tensors(), *self.right.tensors()
 
     def to(self, device):
         return type(self)(self.left.to(device), self.right.to(device))
@@ -277,6 +293,9 @@ class Not(Mask):
 
     def check(self, sizes):
         self.mask.check(sizes)
+
+    def tensors(self):
+        return self.mask.tensors()
 
     def to(self, device):
         return Not(self.mask.to(device))

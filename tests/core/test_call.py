@@ -43,6 +43,11 @@ def test_sizes_group_and_scale():
             "padding mask of shape .* does not fit batch 2 and 11 keys",
         ),
         ((Q, K, V), {"mask": masks.documents(torch.zeros(2, 7, dtype=torch.int64))}, "document numbers of the keys"),
+        (
+            (Q, K, V),
+            {"mask": masks.causal() & masks.padding(torch.ones(2, 11, dtype=torch.bool, device="meta"))},
+            r"mask is on meta but q is on cpu: move it with mask\.to\(q\.device\)",
+        ),
         ((Q, K, V), {"bias": torch.zeros(2, 5, 7, 11)}, "bias of shape .* does not broadcast"),
         ((Q, K, V), {"bias": torch.zeros(1, 2, 6, 7, 11)}, "bias of shape .* does not broadcast"),
         ((Q, K, V), {"scale": float("nan")}, "scale=nan is no finite number"),

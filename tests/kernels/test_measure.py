@@ -98,9 +98,10 @@ def test_nothing_that_was_not_asked_for():
 
 
 @pytest.mark.usefixtures("tile_scores")
-def test_chosen_queries_are_a_cut_of_the_whole():
+@pytest.mark.parametrize("queries", [[1, 4, 6], [6, 1, 4]], ids=str)
+def test_chosen_queries_are_a_cut_of_the_whole(queries):
     call = random_call(mask=mask_examples()["causal padding"], sinks=True)
-    queries = torch.tensor([1, 4, 6])
+    queries = torch.tensor(queries)
     statistics = replace(EVERYTHING, rows=(6, 1))
     output, found = measure(call, statistics, queries=queries, output=True)
     every, whole = measure(call, replace(EVERYTHING, rows=tuple(range(7))), output=True)

@@ -50,6 +50,11 @@ class AttentionCall:
         _check_tensors(self.q, self.k, self.v)
         if self.mask is not None:
             self.mask.check(self.sizes)
+            elsewhere = {tensor.device for tensor in self.mask.tensors()} - {self.q.device}
+            if elsewhere:
+                raise ValueError(
+                    f"mask is on {in_words(elsewhere)} but q is on {self.q.device}: move it with mask.to(q.device)."
+                )
         if self.bias is not None:
             _check_bias(self.bias, self.sizes, self.q)
             object.__setattr__(self, "bias", self.bias[(None,) * (4 - self.bias.ndim)])

@@ -45,6 +45,10 @@ class PartOfMask(Mask):
             first, last = int(chosen.min()), int(chosen.max())
         return self.mask.key_range(first, last, self.sizes)
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those of the whole mask."""
+        return self.mask.tensors()
+
     def check(self, sizes: Sizes) -> None:  # noqa: ARG002
         """Whether the whole mask fits the whole attention."""
         self.mask.check(self.sizes)

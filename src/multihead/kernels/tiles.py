@@ -29,7 +29,7 @@ class Part:
     kv_heads: slice
     heads: slice
     queries: Int[Tensor, " query"]
-    """Query indices, ascending."""
+    """Query indices, in any order."""
     rows: slice
     """The same queries as places among the measured ones."""
     keys: slice
@@ -67,7 +67,7 @@ def parts(call: AttentionCall, queries: Int[Tensor, " query"], align: int = 1) -
                 chosen = queries[rows]
                 start, stop = 0, sizes.keys
                 if call.mask is not None:
-                    start, stop = call.mask.key_range(int(chosen[0]), int(chosen[-1]), sizes)
+                    start, stop = call.mask.key_range(int(chosen.min()), int(chosen.max()), sizes)
                 yield Part(batch, kv, heads, chosen, rows, slice(start // align * align, stop))
 
 
