@@ -165,3 +165,15 @@ def _small_parts(call, queries):
         yield from tiles.parts(call, queries)
     finally:
         tiles.TILE_SCORES = original
+
+
+@pytest.mark.parametrize("sizes", [{"queries": 0}, {"keys": 0}, {"batch": 0}, {"dim": 0}], ids=str)
+@pytest.mark.parametrize("mask", ["none", "causal", "prefix model"])
+def test_nothing_to_measure_is_an_answer(sizes, mask):
+    call = random_call(mask=mask_examples()[mask], **sizes)
+    statistics = replace(EVERYTHING, rows=(), columns=())
+    _, found = measure(call, statistics)
+    assert set(found.named()) == set(AXES)
+    assert not any(value.isnan().any() for value in found.named().values() if value.is_floating_point())
+    if call.sizes.keys == 0:
+        assert (found.lse == -torch.inf).all()
