@@ -22,6 +22,7 @@ tensor([[1, 1, 0],
 """
 
 import abc
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -82,9 +83,9 @@ class Mask(abc.ABC):
     def check(self, sizes: Sizes) -> None:  # noqa: B027
         """Raise ``ValueError`` where this mask cannot belong to an attention of these sizes."""
 
-    def tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> Iterator[Tensor]:
         """The tensors that it holds, those of its parts included."""
-        return ()
+        yield from ()
 
     def to(self, device: torch.device) -> "Mask":  # noqa: ARG002
         """The same mask with its tensors, if it has any, on ``device``."""
@@ -162,7 +163,7 @@ class Padding(Mask):
             )
 
     def tensors(self):
-        return (self.valid,)
+        yield self.valid
 
     def to(self, device):
         return Padding(self.valid.to(device))
@@ -187,7 +188,7 @@ class Documents(Mask):
                 )
 
     def tensors(self):
-        return self.queries, self.keys
+        yield from (self.queries, self.keys)
 
     def to(self, device):
         return Documents(self.queries.to(device), self.keys.to(device))
@@ -232,7 +233,7 @@ class Dense(Mask):
         return tuple(self.allowed.shape[2:]) == (target[3], target[2])
 
     def tensors(self):
-        return (self.allowed,)
+        yield self.allowed
 
     def to(self, device):
         return Dense(self.allowed.to(device))
@@ -251,7 +252,8 @@ class _Pair(Mask):
         self.right.check(sizes)
 
     def tensors(self):
-        return *self.left.tensors(), *self.right.tensors()
+        yield from self.left.tensors()
+        yield from self.right.tensors()
 
     def to(self, device):
         return type(self)(self.left.to(device), self.right.to(device))
@@ -295,7 +297,7 @@ class Not(Mask):
         self.mask.check(sizes)
 
     def tensors(self):
-        return self.mask.tensors()
+        yield from self.mask.tensors()
 
     def to(self, device):
         return Not(self.mask.to(device))

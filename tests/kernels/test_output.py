@@ -152,6 +152,31 @@ def test_weights_are_the_formulas_and_differentiable():
             check(mine, theirs.double(), simple_one, "gradient of the weights")
 
 
+def test_a_query_of_nan_that_sees_nothing_is_zero():
+    call = random_call(mask=masks.prefix(0))
+    call.q[:, :, 3] = torch.nan
+    assert not choose(call).attend(call).any()
+
+
+def test_a_wide_bias_is_not_rounded():
+    bias = torch.tensor([-1e5, -1e5 - 3, -1e5 - 6, -1e5 - 1, 0, 0, 0, 0, 0, 0, 0])
+    call = random_call(torch.float16, bias=bias.expand(7, 11).clone(), mask=masks.prefix(4))
+    assert "round the bias" in sdpa.refuses(call)
+    check(choose(call).attend(call), reference(call).output, reference(call, torch.float32).output.half())
+
+
+def test_sdpa_is_left_where_it_would_form_all_weights(monkeypatch):
+    monkeypatch.setattr(sdpa, "DENSE_MASK", 2 * 6 * 7 * 11 - 1)
+    for call in (
+        random_call(),  # 5 features in a key, 13 in a value
+        random_call(value_dim=5, dropout=0.5),
+        random_call(value_dim=5, bias=True, requires_grad=True),
+        random_call(value_dim=5, bias=True, mask=masks.causal()),
+    ):
+        assert "it would form all 924 weights" in sdpa.refuses(call)
+    assert sdpa.refuses(random_call(value_dim=5)) is None
+
+
 def test_choosing_is_explained():
     assert explain(random_call()) == {"sdpa": "runs", "chunked": "could run"}
     assert explain(random_call(sinks=True)) == {"sdpa": "refuses: it has no learned sinks", "chunked": "runs"}
@@ -160,8 +185,8 @@ def test_choosing_is_explained():
 def test_a_mask_too_large_to_be_dense_goes_to_chunked(monkeypatch):
     monkeypatch.setattr(sdpa, "DENSE_MASK", 7 * 11 - 1)
     assert "the mask would take 77 dense elements" in sdpa.refuses(random_call(mask=masks.sliding_window(3)))
-    assert sdpa.refuses(random_call(mask=masks.causal(), queries=11)) is None
-    assert sdpa.refuses(random_call(mask=masks.padding(random_bool(2, 11)))) is None
+    assert sdpa.refuses(random_call(mask=masks.causal(), queries=11, value_dim=5)) is None
+    assert sdpa.refuses(random_call(mask=masks.padding(random_bool(2, 11)), value_dim=5)) is None
 
 
 def test_no_kernel_says_each_ones_reason(monkeypatch):

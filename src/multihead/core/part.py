@@ -1,5 +1,6 @@
 """A mask as one sequence, some heads, some queries and some keys of an attention meet it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jaxtyping import Bool, Int
@@ -45,9 +46,9 @@ class PartOfMask(Mask):
             first, last = int(chosen.min()), int(chosen.max())
         return self.mask.key_range(first, last, self.sizes)
 
-    def tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> Iterator[Tensor]:
         """Those of the whole mask."""
-        return self.mask.tensors()
+        yield from self.mask.tensors()
 
     def check(self, sizes: Sizes) -> None:  # noqa: ARG002
         """Whether the whole mask fits the whole attention."""

@@ -23,14 +23,28 @@ def refuses(call: AttentionCall) -> str | None:
         return "it has no softcap"
     if call.sinks is not None:
         return "it has no learned sinks"
+    if call.bias is not None and torch.promote_types(call.bias.dtype, call.q.dtype) != call.q.dtype:
+        return f"it would round the bias from {call.bias.dtype} to {call.q.dtype}"
     if 0 in (*call.q.shape, *call.k.shape, *call.v.shape):
         return "some axis is empty"
     if call.mask is not None:
         if _dense_size(call) > DENSE_MASK:
             return f"the mask would take {_dense_size(call):,} dense elements, more than {DENSE_MASK:,}"
-        if not torch.compiler.is_compiling() and (nonfinite(call.k) or nonfinite(call.v)):
-            return "NaN or inf in keys or values would reach queries that may not see them"
+        if not torch.compiler.is_compiling() and any(nonfinite(tensor) for tensor in (call.q, call.k, call.v)):
+            return "NaN or inf would reach queries that may not see them"
+    sizes = call.sizes
+    scores = sizes.batch * sizes.heads * sizes.queries * sizes.keys
+    if scores > DENSE_MASK and _forms_all_weights(call):
+        return f"it would form all {scores:,} weights"
     return None
+
+
+def _forms_all_weights(call: AttentionCall) -> bool:
+    """Whether torch leaves its fused paths, or a bias joined with a mask becomes as large as the scores."""
+    unequal = call.q.device.type == "cpu" and call.q.shape[-1] != call.v.shape[-1]
+    learned = call.bias is not None and call.bias.requires_grad and torch.is_grad_enabled()
+    dropped = call.q.device.type == "cpu" and call.dropout > 0
+    return unequal or learned or dropped or (call.bias is not None and call.mask is not None)
 
 
 def attend(call: AttentionCall) -> Tensor:
