@@ -6,20 +6,23 @@ from typing import TYPE_CHECKING, Any
 from multihead.version import __version__
 
 if TYPE_CHECKING:
-    from multihead import errors, masks, torch_compat
+    from multihead import errors, masks, positions, torch_compat
     from multihead.core import Measurements, Statistics
     from multihead.functional import attention, inspect
-    from multihead.layer import MultiHeadAttention
+    from multihead.layer import FixedCache, GrowingCache, MultiHeadAttention, SlidingCache
     from multihead.lens import Seen, observe
     from multihead.recording import Layer, Link, Recording, load
 
 __all__ = [
+    "FixedCache",
+    "GrowingCache",
     "Layer",
     "Link",
     "Measurements",
     "MultiHeadAttention",
     "Recording",
     "Seen",
+    "SlidingCache",
     "Statistics",
     "__version__",
     "attention",
@@ -28,13 +31,14 @@ __all__ = [
     "load",
     "masks",
     "observe",
+    "positions",
     "torch_compat",
 ]
 
 _ROOMS = {
     "core": ("Measurements", "Statistics"),
     "functional": ("attention", "inspect"),
-    "layer": ("MultiHeadAttention",),
+    "layer": ("FixedCache", "GrowingCache", "MultiHeadAttention", "SlidingCache"),
     "lens": ("Seen", "observe"),
     "recording": ("Layer", "Link", "Recording", "load"),
 }

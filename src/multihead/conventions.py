@@ -43,6 +43,33 @@ def shape_of(tensor: Tensor) -> str:
     return f"({', '.join(str(size) for size in tensor.shape)})"
 
 
+def kind_of(value: object) -> str:
+    """What a value is, as a message names it: ``a list``, ``an int``, ``None``."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
+
+
+def checked_count(name: str, value: object, least: int = 1) -> None:
+    """Raise unless ``value`` is a whole number of at least ``least``.
+
+    Raises:
+        TypeError: it is no whole number; True and 8.0 are none.
+        ValueError: it is too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name}={value!r} is {kind_of(value)}, expected a whole number of at least {least}.")
+    if value < least:
+        raise ValueError(f"{name}={value} is too small, expected a whole number of at least {least}.")
+
+
+def checked_number(name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is a plain number; a tensor is none, since it may change."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{name} is {kind_of(value)}, expected a number.")
+
+
 def mismatch(name: str, came: object, expected: object, advice: str) -> ValueError:
     """The error for a value that does not fit: what came, what was expected, what to do.
 

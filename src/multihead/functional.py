@@ -1,9 +1,13 @@
 """Attention as functions: the output, and the output seen through."""
 
+from typing import Any
+
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from multihead.core import AttentionCall, Measurements, Statistics, as_mask
+from multihead.biases import Bias
+from multihead.core import AttentionCall, Measurements, Statistics, as_autocast, as_mask
+from multihead.core.statistics import check_statistics
 from multihead.kernels import attend, measure
 from multihead.masks import Mask
 
@@ -14,7 +18,7 @@ def attention(
     v: Float[Tensor, "batch kv_head key value_dim"],
     *,
     mask: Mask | Bool[Tensor, "..."] | None = None,
-    bias: Float[Tensor, "..."] | None = None,
+    bias: Float[Tensor, "..."] | Bias | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Float[Tensor, " head"] | None = None,
@@ -29,7 +33,7 @@ def attention(
         v: values, (B, Hkv, Lk, Dv).
         mask: what each query may see: an object of :mod:`multihead.masks`, or a boolean tensor, True where it may
             attend.
-        bias: added to the scores, broadcastable to (B, H, Lq, Lk).
+        bias: added to the scores: a tensor that broadcasts to (B, H, Lq, Lk), or an object of :mod:`multihead.biases`.
         scale: factor of the scores; None: 1/√D.
         softcap: c > 0 turns each score s into c·tanh(s/c).
         sinks: (H,) learned scores of one more key per head that has no value.
@@ -45,7 +49,7 @@ def attention(
     >>> mh.attention(q, k, v, mask=mh.masks.causal()).shape
     torch.Size([1, 2, 5, 4])
     """
-    return attend(AttentionCall(q, k, v, as_mask(mask), bias, scale, softcap, sinks))
+    return attend(_call(q, k, v, mask, bias, scale, softcap, sinks))
 
 
 def inspect(
@@ -55,7 +59,7 @@ def inspect(
     *,
     statistics: Statistics = Statistics(),  # noqa: B008
     mask: Mask | Bool[Tensor, "..."] | None = None,
-    bias: Float[Tensor, "..."] | None = None,
+    bias: Float[Tensor, "..."] | Bias | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Float[Tensor, " head"] | None = None,
@@ -65,13 +69,26 @@ def inspect(
     The output is the one that :func:`attention` gives, bit for bit, and differentiable; the statistics are not.
     Memory: the output, the statistics, and one tile of scores; never a Lq × Lk tensor.
 
+    Raises:
+        ValueError, TypeError: as :func:`attention`; or ``statistics`` is no :class:`Statistics`, or asks for rows or
+            columns that are not there.
+
     >>> import torch, multihead as mh
     >>> q, k, v = torch.zeros(3, 1, 2, 5, 4).unbind()
     >>> out, seen = mh.inspect(q, k, v, statistics=mh.Statistics(top=1), mask=mh.masks.causal())
     >>> seen.visible, seen.top_weights[0, 0, :, 0]
     (tensor([[[1, 2, 3, 4, 5]]]), tensor([1.0000, 0.5000, 0.3333, 0.2500, 0.2000]))
     """
-    call = AttentionCall(q, k, v, as_mask(mask), bias, scale, softcap, sinks)
+    check_statistics(statistics)
+    call = _call(q, k, v, mask, bias, scale, softcap, sinks)
     output = attend(call)
     _, measurements = measure(call, statistics)
     return output, measurements
+
+
+def _call(q: Tensor, k: Tensor, v: Tensor, mask: Mask | Tensor | None, *rest: Any) -> AttentionCall:
+    """The call as autocast, where it is on, would have it: the caller's types may differ then."""
+    tensors = (q, k, v)
+    if all(isinstance(tensor, Tensor) for tensor in tensors):
+        tensors = as_autocast(*tensors)
+    return AttentionCall(*tensors, as_mask(mask), *rest)

@@ -31,3 +31,23 @@ def test_it_is_a_cut_of_the_whole(mask, item, heads, queries, keys):
     start, stop = part.key_range(0, small.queries - 1, small)
     assert not expected[..., :start].any()
     assert not expected[..., stop:].any()
+
+
+def test_it_moves_as_a_whole():
+    chosen = (torch.tensor([5, 0]), torch.tensor([6, 1]), torch.tensor([10, 3]))
+    moved = PartOfMask(EXAMPLES["padding"], SIZES, 1, *chosen).to(torch.device("meta"))
+    assert (moved.sizes, moved.item) == (SIZES, 1)
+    tensors = (moved.mask.valid, moved.heads, moved.queries, moved.keys)
+    assert [tensor.device.type for tensor in tensors] == ["meta"] * 4
+    assert PartOfMask(EXAMPLES["causal"], SIZES).to(torch.device("meta")).keys is None
+
+
+@pytest.mark.parametrize("keys", [None, [10, 3, 4]])
+def test_without_its_first_keys(keys):
+    part = PartOfMask(EXAMPLES["tree"], SIZES, 1, None, None, None if keys is None else torch.tensor(keys))
+    length = 11 if keys is None else 3
+    expected = part.dense(7, length)[..., 2:]
+    shorter = part.without_first(2)
+    assert isinstance(shorter, PartOfMask)
+    assert torch.equal(shorter.dense(7, length - 2), expected)
+    assert 0 < expected.sum() < expected.numel()

@@ -5,8 +5,11 @@ import torch
 
 from multihead import masks
 from multihead.core import AttentionCall, reference
-from multihead.kernels import KERNELS, choose, chunked, dense, explain, sdpa, tiles
+from multihead.kernels import attend, choose, chunked, dense, explain, sdpa, tiles
 from tests.accuracy import OPTIONS, check, mask_examples, plain, random_bool, random_call
+
+KERNELS = (sdpa, chunked, dense)
+"""Those that know every call of the parameters below; ``steps`` and ``packed`` have files of their own."""
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -31,6 +34,12 @@ def compare(kernel, call: AttentionCall) -> None:
     ]
     for name, mine, theirs, simple_one in zip(("q", "k", "v", "bias or sinks", "sinks"), *gradients, strict=False):
         check(mine, theirs.double(), simple_one, f"{kernel.NAME} gradient of {name}")
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("mask", mask_examples().values(), ids=mask_examples())
+def test_dense(mask, options):
+    compare(dense, random_call(mask=mask, requires_grad=True, **options))
 
 
 @pytest.mark.usefixtures("tile_scores")
@@ -102,24 +111,31 @@ class TestHiddenNaN:
         valid = torch.ones(2, 11, dtype=torch.bool)
         valid[:, 7] = False
         call = random_call(mask=masks.padding(valid), requires_grad=True, **options)
-        clean = choose(call).attend(call)
+        clean = attend(call)
         clean_gradients = torch.autograd.grad(clean.sum(), inputs(call))
         call = poisoned(call, where, poison)
-        output = choose(call).attend(call)
+        output = attend(call)
         torch.testing.assert_close(output, clean)
         torch.testing.assert_close(torch.autograd.grad(output.sum(), inputs(call)), clean_gradients)
 
     def test_in_the_future(self, poison, where, options):
         call = random_call(mask=masks.causal(), queries=11, requires_grad=True, **options)
-        clean = choose(call).attend(call)
+        clean = attend(call)
         (clean_gradient,) = torch.autograd.grad(clean.sum(), call.q)
         call = poisoned(call, where, poison)
-        output = choose(call).attend(call)
+        output = attend(call)
         torch.testing.assert_close(output[:, :, :7], clean[:, :, :7])
         (gradient,) = torch.autograd.grad(output[:, :, :7].sum(), call.q)
         torch.testing.assert_close(gradient[:, :, :7], clean_gradient[:, :, :7])
         if where != "k":
             assert not output[:, :, 7:, 2].isfinite().any()
+
+    def test_without_a_gradient_too(self, poison, where, options):
+        valid = torch.ones(2, 11, dtype=torch.bool)
+        valid[:, 7] = False
+        call = random_call(mask=masks.padding(valid), **options)
+        clean = attend(call)
+        torch.testing.assert_close(attend(poisoned(call, where, poison)), clean)
 
 
 def test_dropout_keeps_the_mean_and_backward_drops_the_same():
@@ -155,7 +171,7 @@ def test_weights_are_the_formulas_and_differentiable():
 def test_a_query_of_nan_that_sees_nothing_is_zero():
     call = random_call(mask=masks.prefix(0))
     call.q[:, :, 3] = torch.nan
-    assert not choose(call).attend(call).any()
+    assert not attend(call).any()
 
 
 def test_a_wide_bias_is_not_rounded():
@@ -178,8 +194,12 @@ def test_sdpa_is_left_where_it_would_form_all_weights(monkeypatch):
 
 
 def test_choosing_is_explained():
-    assert explain(random_call()) == {"sdpa": "runs", "chunked": "could run"}
-    assert explain(random_call(sinks=True)) == {"sdpa": "refuses: it has no learned sinks", "chunked": "runs"}
+    found = explain(random_call())
+    assert list(found) == ["steps", "packed", "sdpa", "chunked", "dense"]
+    assert (found["sdpa"], found["chunked"]) == ("runs", "could run")
+    found = explain(random_call(sinks=True))
+    assert (found["sdpa"], found["chunked"]) == ("refuses: it has no learned sinks", "runs")
+    assert found["dense"] == "refuses: nothing is traced, and it would form all weights"
 
 
 def test_a_mask_too_large_to_be_dense_goes_to_chunked(monkeypatch):

@@ -1,6 +1,14 @@
 """What attention is: the call, the formula, the statistics, and the arithmetic of softmax in parts."""
 
-from multihead.core.call import AttentionCall, as_mask, check_heads, nonfinite
+from multihead.core.call import (
+    AttentionCall,
+    as_autocast,
+    as_mask,
+    autocasts,
+    check_heads,
+    check_scores,
+    nonfinite,
+)
 from multihead.core.heads import merge_heads, split_heads
 from multihead.core.online import SoftmaxState, merge_outputs
 from multihead.core.part import PartOfMask
@@ -15,9 +23,12 @@ __all__ = [
     "Reference",
     "SoftmaxState",
     "Statistics",
+    "as_autocast",
     "as_mask",
+    "autocasts",
     "block_cells",
     "check_heads",
+    "check_scores",
     "merge_heads",
     "merge_outputs",
     "nonfinite",

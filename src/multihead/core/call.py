@@ -1,13 +1,14 @@
 """One attention computation: the narrow waist between those who ask for attention and those who compute it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from multihead.conventions import default_scale, divisors, in_words, shape_of
+from multihead.biases import Bias
+from multihead.conventions import checked_number, default_scale, divisors, in_words, kind_of, shape_of
 from multihead.masks import Mask, Sizes, dense
 
 
@@ -24,7 +25,7 @@ class AttentionCall:
         k: keys, (B, Hkv, Lk, D); H is a multiple of Hkv.
         v: values, (B, Hkv, Lk, Dv).
         mask: what a query may see; None: everything.
-        bias: added to the scores, broadcastable to (B, H, Lq, Lk).
+        bias: added to the scores: a tensor that broadcasts to (B, H, Lq, Lk), or an object of :mod:`multihead.biases`.
         scale: factor of the scores; None: 1/√D.
         softcap: c > 0 turns a score s into c·tanh(s/c) before bias and mask.
         sinks: (H,) learned scores of one more key per head that has no value: it takes probability and gives nothing.
@@ -40,7 +41,7 @@ class AttentionCall:
     k: Float[Tensor, "batch kv_head key dim"]
     v: Float[Tensor, "batch kv_head key value_dim"]
     mask: Mask | None = None
-    bias: Float[Tensor, "..."] | None = None
+    bias: Float[Tensor, "..."] | Bias | None = None
     scale: float | None = None
     softcap: float | None = None
     sinks: Float[Tensor, " head"] | None = None
@@ -48,34 +49,58 @@ class AttentionCall:
 
     def __post_init__(self) -> None:
         _check_tensors(self.q, self.k, self.v)
+        sizes, device = self.sizes, self.q.device
         if self.mask is not None:
-            self.mask.check(self.sizes)
-            elsewhere = {tensor.device for tensor in self.mask.tensors()} - {self.q.device}
-            if elsewhere:
-                raise ValueError(
-                    f"mask is on {in_words(elsewhere)} but q is on {self.q.device}: move it with mask.to(q.device)."
-                )
-        if self.bias is not None:
-            _check_bias(self.bias, self.sizes, self.q)
-            object.__setattr__(self, "bias", self.bias[(None,) * (4 - self.bias.ndim)])
+            if not isinstance(self.mask, Mask):
+                raise TypeError(f"mask is {kind_of(self.mask)}, expected a mask of multihead.masks.")
+            self.mask.check(sizes)
+            _check_place("mask", self.mask, device)
+        if isinstance(self.bias, Bias):
+            self.bias.check(sizes)
+            _check_place("bias", self.bias, device)
+        elif self.bias is not None:
+            _check_bias(self.bias, sizes, self.q)
+            if self.bias.ndim < 4:
+                object.__setattr__(self, "bias", self.bias[(None,) * (4 - self.bias.ndim)])
         if self.scale is None:
             object.__setattr__(self, "scale", default_scale(self.q.shape[-1]))
-        elif not math.isfinite(self.scale):
-            raise ValueError(f"scale={self.scale} is no finite number.")
-        if self.softcap is not None and not (math.isfinite(self.softcap) and self.softcap > 0):
-            raise ValueError(f"softcap={self.softcap} is no positive number: scores stay within -softcap and softcap.")
-        if self.sinks is not None and self.sinks.shape != (self.sizes.heads,):
-            raise ValueError(
-                f"sinks have shape {shape_of(self.sinks)}, expected ({self.sizes.heads},): one learned score a head."
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout={self.dropout} is no probability below 1.")
+        check_scores(self.scale, self.softcap, self.dropout)
+        if self.sinks is not None:
+            _check_sinks(self.sinks, sizes, self.q)
 
     @property
     def sizes(self) -> Sizes:
         """Batch, heads, queries and keys."""
         batch, heads, queries, _ = self.q.shape
         return Sizes(batch, heads, queries, self.k.shape[2])
+
+    @property
+    def dense_bias(self) -> Float[Tensor, "batch_or_1 head_or_1 query_or_1 key_or_1"] | None:
+        """The bias as one tensor.
+
+        Memory: O(Lq · Lk) for an object.
+        """
+        return self.bias.dense(self.sizes) if isinstance(self.bias, Bias) else self.bias
+
+    @property
+    def bias_tensors(self) -> tuple[Tensor, ...]:
+        """The tensors through which a bias may learn."""
+        if self.bias is None:
+            return ()
+        return tuple(self.bias.tensors()) if isinstance(self.bias, Bias) else (self.bias,)
+
+    @property
+    def learns(self) -> bool:
+        """Whether a gradient is wanted of any of its tensors."""
+        tensors = (self.q, self.k, self.v, *self.bias_tensors, *(() if self.sinks is None else (self.sinks,)))
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+    def over(
+        self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, bias_tensors: tuple[Tensor, ...]
+    ) -> "AttentionCall":
+        """The same call of other tensors; those of the bias come in the order of ``bias_tensors``."""
+        bias = self.bias.over(iter(bias_tensors)) if isinstance(self.bias, Bias) else next(iter(bias_tensors), None)
+        return replace(self, q=q, k=k, v=v, sinks=sinks, bias=bias)
 
     @property
     def factor(self) -> float:
@@ -94,20 +119,54 @@ def as_mask(mask: "Mask | Tensor | None") -> Mask | None:
         return mask
     if isinstance(mask, Tensor):
         return dense(mask)
-    raise TypeError(f"mask is a {type(mask).__name__}, expected a mask of multihead.masks, a boolean tensor or None.")
+    raise TypeError(f"mask is {kind_of(mask)}, expected a mask of multihead.masks, a boolean tensor or None.")
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on for a device; there are devices, such as meta, that know no autocast."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors in the type to which autocast, where it is on, turns them before attention."""
+    device = tensors[0].device
+    if not autocasts(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device.type)
+    return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
+
+
+def check_scores(scale: float | None, softcap: float | None, dropout: float) -> None:
+    """Raise unless these numbers can shape scores and weights: what a call and a layer both ask.
+
+    Raises:
+        TypeError: one is no number.
+        ValueError: one is out of its range; the message says which.
+    """
+    if scale is not None:
+        checked_number("scale", scale)
+        if not -math.inf < scale < math.inf:
+            raise ValueError(f"scale={scale} is no finite number.")
+    if softcap is not None:
+        checked_number("softcap", softcap)
+        if not 0 < softcap < math.inf:
+            raise ValueError(f"softcap={softcap} is no positive number: scores stay within -softcap and softcap.")
+    checked_number("dropout", dropout)
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout={dropout} is no probability below 1: 0 drops nothing.")
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is {kind_of(tensor)}, expected a tensor: torch.as_tensor makes one.")
         if tensor.is_nested or tensor.ndim != 4:
             came = "a nested tensor" if tensor.is_nested else f"shape {shape_of(tensor)}"
             raise ValueError(f"{name} has {came}, expected four axes (batch, heads, tokens, dim).")
         if not tensor.is_floating_point():
             raise TypeError(f"{name} has dtype {tensor.dtype}, expected a floating-point type.")
         if tensor.dtype != q.dtype:
-            raise TypeError(
-                f"{name} has dtype {tensor.dtype} but q has {q.dtype}: convert one, or run under torch.autocast."
-            )
+            raise TypeError(f"{name} has dtype {tensor.dtype} but q has {q.dtype}: convert one with .to().")
         if tensor.device != q.device:
             raise ValueError(f"{name} is on {tensor.device} but q is on {q.device}: move one with .to().")
         if tensor.shape[0] != q.shape[0]:
@@ -132,8 +191,26 @@ def check_heads(num_heads: int, num_kv_heads: int) -> None:
         )
 
 
+def _check_place(name: str, holder: Mask | Bias, device: torch.device) -> None:
+    for tensor in holder.tensors():
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device} but q is on {device}: move it with .to({str(device)!r}).")
+
+
+def _check_sinks(sinks: Tensor, sizes: Sizes, q: Tensor) -> None:
+    if not isinstance(sinks, Tensor) or not sinks.is_floating_point():
+        came = f"have dtype {sinks.dtype}" if isinstance(sinks, Tensor) else f"are {kind_of(sinks)}"
+        raise TypeError(f"sinks {came}, expected a floating-point tensor of {sizes.heads} scores.")
+    if sinks.shape != (sizes.heads,):
+        raise ValueError(f"sinks have shape {shape_of(sinks)}, expected ({sizes.heads},): one learned score a head.")
+    if sinks.device != q.device:
+        raise ValueError(f"sinks are on {sinks.device} but q is on {q.device}: move one with .to().")
+
+
 def _check_bias(bias: Tensor, sizes: Sizes, q: Tensor) -> None:
     target = (sizes.batch, sizes.heads, sizes.queries, sizes.keys)
+    if not isinstance(bias, Tensor):
+        raise TypeError(f"bias is {kind_of(bias)}, expected a tensor or an object of multihead.biases.")
     if not bias.is_floating_point():
         raise TypeError(
             f"bias has dtype {bias.dtype}, expected a floating-point type: pass a boolean tensor as mask instead."

@@ -1,8 +1,9 @@
 """A mask as one sequence, some heads, some queries and some keys of an attention meet it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -50,6 +51,18 @@ class PartOfMask(Mask):
         """Those of the whole mask."""
         yield from self.mask.tensors()
 
+    def to(self, device: torch.device) -> "PartOfMask":
+        """The same part of the whole mask on ``device``."""
+        chosen = (None if some is None else some.to(device) for some in (self.heads, self.queries, self.keys))
+        return PartOfMask(self.mask.to(device), self.sizes, self.item, *chosen)
+
     def check(self, sizes: Sizes) -> None:  # noqa: ARG002
         """Whether the whole mask fits the whole attention."""
         self.mask.check(self.sizes)
+
+    def _without_first(self, dropped: int) -> "PartOfMask":
+        """Fewer of the chosen keys; or of all, where places of keys are their numbers."""
+        if self.keys is not None:
+            return replace(self, keys=self.keys[dropped:])
+        sizes = replace(self.sizes, keys=self.sizes.keys - dropped)
+        return replace(self, mask=self.mask.without_first(dropped), sizes=sizes)

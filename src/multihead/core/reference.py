@@ -32,8 +32,9 @@ def reference(call: AttentionCall, dtype: torch.dtype = torch.float64) -> Refere
     scores = (q @ k.transpose(-2, -1)) * call.factor
     if call.softcap is not None:
         scores = call.softcap * torch.tanh(scores / call.softcap)
-    if call.bias is not None:
-        scores = scores + call.bias.to(dtype)
+    bias = call.dense_bias
+    if bias is not None:
+        scores = scores + bias.to(dtype)
     seen = torch.ones_like(scores, dtype=torch.bool)
     if call.mask is not None:
         queries, keys = (torch.arange(size, device=q.device) for size in scores.shape[2:])

@@ -4,7 +4,7 @@ All answers are exact. With P the softmax weights and s the scores after scale, 
 count as one more key in ``lse`` and ``entropy``, so that weights and sink probability together sum to 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from multihead.conventions import checked_indices
+from multihead.conventions import checked_indices, kind_of
+from multihead.counting import whole, whole_numbers
 from multihead.masks import Sizes
 
 
@@ -33,6 +34,10 @@ class Statistics:
         rows: queries whose whole rows of weights to return.
         columns: keys whose whole columns of weights to return.
         sink: probability that went to learned sinks.
+
+    Raises:
+        TypeError: numbers that are no whole ones, or no list where one is expected; the message says what to write.
+        ValueError: numbers that are too small, or edges that do not ascend.
 
     Memory: O(Lq + Lk) per head, plus what ``rows``, ``columns``, ``top`` and ``blocks`` name; never Lq × Lk.
 
@@ -56,20 +61,14 @@ class Statistics:
         for name in ("rows", "columns"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, tuple(int(index) for index in value))
+                object.__setattr__(self, name, whole_numbers(name, value))
+        object.__setattr__(self, "top", whole("top", self.top))
         if self.top < 0:
             raise ValueError(f"top={self.top} is negative: it counts the largest weights to return, 0 for none.")
-        if self.blocks is not None and (len(self.blocks) != 2 or min(self.blocks) < 1):
-            raise ValueError(
-                f"blocks={self.blocks} is no pair of positive sizes: say blocks=(64, 64) for 64 queries by 64 keys."
-            )
+        if self.blocks is not None:
+            object.__setattr__(self, "blocks", _block_sizes(self.blocks))
         if not isinstance(self.offsets, bool):
-            edges = tuple(int(edge) for edge in self.offsets)
-            if len(edges) < 2 or any(low >= high for low, high in pairwise(edges)):
-                raise ValueError(
-                    f"offsets={self.offsets} are no bin edges: give at least two ascending distances, or True."
-                )
-            object.__setattr__(self, "offsets", edges)
+            object.__setattr__(self, "offsets", _bin_edges(self.offsets))
 
     def check(self, sizes: Sizes) -> None:
         """Raise ``ValueError`` where a chosen row or column is not there."""
@@ -90,10 +89,40 @@ class Statistics:
             received=True,
             offsets=True,
             blocks=(block, block),
-            rows=tuple(rows),
-            columns=tuple(columns),
+            rows=whole_numbers("rows", rows),
+            columns=whole_numbers("columns", columns),
             sink=True,
         )
+
+
+def check_statistics(statistics: object) -> None:
+    """Raise ``TypeError`` for what is no :class:`Statistics`; the message says how to make one."""
+    if isinstance(statistics, Statistics):
+        return
+    advice = "Statistics(**statistics)" if isinstance(statistics, dict) else "for example Statistics(top=8)"
+    raise TypeError(f"statistics is {kind_of(statistics)}, expected a multihead.Statistics: pass {advice}.")
+
+
+def _block_sizes(blocks: object) -> tuple[int, ...]:
+    """Queries and keys of one block."""
+    advice = "say blocks=(64, 64) for 64 queries by 64 keys."
+    if isinstance(blocks, str) or not isinstance(blocks, Iterable):
+        raise TypeError(f"blocks={blocks!r} is no pair of sizes: {advice}")
+    sizes = whole_numbers("blocks", blocks)
+    if len(sizes) != 2 or min(sizes) < 1:
+        raise ValueError(f"blocks={blocks} is no pair of positive sizes: {advice}")
+    return sizes
+
+
+def _bin_edges(offsets: object) -> tuple[int, ...]:
+    """The edges of distance bins as given."""
+    advice = "give at least two ascending distances, or True."
+    if isinstance(offsets, str) or not isinstance(offsets, Iterable):
+        raise TypeError(f"offsets={offsets!r} are no bin edges: {advice}")
+    edges = whole_numbers("offsets", offsets)
+    if len(edges) < 2 or any(low >= high for low, high in pairwise(edges)):
+        raise ValueError(f"offsets={offsets} are no bin edges: {advice}")
+    return edges
 
 
 def power_of_two_edges(sizes: Sizes) -> tuple[int, ...]:

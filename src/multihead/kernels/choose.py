@@ -1,15 +1,18 @@
 """Which kernel computes a call: the first, in order of speed, that does not refuse it."""
 
+from dataclasses import replace
 from types import ModuleType
 
+import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from multihead.core import AttentionCall
+from multihead.core import AttentionCall, as_autocast, autocasts, nonfinite
 from multihead.errors import NoKernelError
-from multihead.kernels import chunked, sdpa
+from multihead.kernels import chunked, dense, packed, sdpa, steps
+from multihead.kernels.tracing import traced
 
-KERNELS: tuple[ModuleType, ...] = (sdpa, chunked)
+KERNELS: tuple[ModuleType, ...] = (steps, packed, sdpa, chunked, dense)
 """Every kernel that gives an output, fastest first. A kernel is a module with NAME, refuses(call) and attend(call)."""
 
 
@@ -35,8 +38,9 @@ def explain(call: AttentionCall) -> dict[str, str]:
 
     >>> import torch
     >>> q = torch.zeros(1, 2, 3, 4)
-    >>> explain(AttentionCall(q, q, q, softcap=30.0))
-    {'sdpa': 'refuses: it has no softcap', 'chunked': 'runs'}
+    >>> reasons = explain(AttentionCall(q, q, q, softcap=30.0))
+    >>> reasons["sdpa"], reasons["chunked"]
+    ('refuses: it has no softcap', 'runs')
     """
     chosen = choose(call)
     reasons = {kernel.NAME: kernel.refuses(call) for kernel in KERNELS}
@@ -58,4 +62,13 @@ def attend(call: AttentionCall) -> Tensor:
     tensors = (call.q, call.k, call.v)
     if has_torch_function(tensors):
         return handle_torch_function(attend, tensors, call)
-    return choose(call).attend(call)
+    if autocasts(call.q.device):
+        # what a kernel computes must not depend on which of its operations autocast knows
+        q, k, v = as_autocast(*tensors)
+        with torch.autocast(call.q.device.type, enabled=False):
+            return attend(replace(call, q=q, k=k, v=v))
+    output = choose(call).attend(call)
+    if call.mask is None or call.learns or traced(call) or not nonfinite(output):
+        return output
+    # a hidden NaN may have reached it; with a gradient, the kernels that could let it through have refused already
+    return chunked.attend(call)

@@ -9,10 +9,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from multihead.biases import Bias
 from multihead.core import AttentionCall, Measurements, Statistics, nonfinite
 from multihead.kernels.collectors import Output, PerQuery, collectors_for, measurements_of
 from multihead.kernels.tiles import (
     Part,
+    bias_of,
     biased_and_masked,
     capped_scores,
     folded_matmul,
@@ -21,13 +23,14 @@ from multihead.kernels.tiles import (
     parts,
     tile_of,
 )
+from multihead.kernels.tracing import traced
 
 NAME = "chunked"
 
 
-def refuses(call: AttentionCall) -> str | None:  # noqa: ARG001
-    """Why this kernel cannot compute a call: it always can."""
-    return None
+def refuses(call: AttentionCall) -> str | None:
+    """Why this kernel cannot compute a call: only because it is being traced."""
+    return "its tiles depend on numbers, which a trace does not have" if traced(call) else None
 
 
 def attend(call: AttentionCall) -> Tensor:
@@ -36,7 +39,7 @@ def attend(call: AttentionCall) -> Tensor:
     Memory: O(B · H · Lq · Dv) and one tile.
     """
     seed = int(torch.randint(1 << 62, ())) if call.dropout else 0
-    return _Attend.apply(call.q, call.k, call.v, call.bias, call.sinks, call, seed)[0]
+    return _Attend.apply(call.q, call.k, call.v, call.sinks, call, seed, *call.bias_tensors)[0]
 
 
 @torch.no_grad()
@@ -74,8 +77,8 @@ class _Attend(torch.autograd.Function):
     """Forward and backward over tiles."""
 
     @staticmethod
-    def forward(q, k, v, bias, sinks, call, seed):
-        call = replace(call, q=q, k=k, v=v, bias=bias, sinks=sinks)
+    def forward(q, k, v, sinks, call, seed, *bias_tensors):
+        call = call.over(q, k, v, sinks, bias_tensors)
         queries = torch.arange(q.shape[2], device=q.device)
         out, lse = Output(call, queries), PerQuery(call, queries, "lse", "lse")
         for number, part in enumerate(parts(call, queries)):
@@ -88,21 +91,24 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        q, k, v, bias, sinks, call, seed = inputs
+        q, k, v, sinks, call, seed, *bias_tensors = inputs
         _, lse = output
         ctx.mark_non_differentiable(lse)
-        ctx.save_for_backward(q, k, v, bias, sinks, lse)
+        ctx.save_for_backward(q, k, v, sinks, lse, *bias_tensors)
         ctx.call, ctx.seed = call, seed
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_out, _):  # pyrefly: ignore[bad-override]
-        q, k, v, bias, sinks, lse = ctx.saved_tensors
-        call = replace(ctx.call, q=q, k=k, v=v, bias=bias, sinks=sinks)
+        q, k, v, sinks, lse, *bias_tensors = ctx.saved_tensors
+        call = ctx.call.over(q, k, v, sinks, tuple(bias_tensors))
         gradients = _Gradients(call, lse, d_out)
-        for number, part in enumerate(parts(call, torch.arange(q.shape[2], device=q.device))):
-            gradients.add(part, ctx.seed + number)
-        return (*gradients.found(ctx.needs_input_grad), None, None)
+        with torch.autocast(q.device.type, enabled=False):
+            for number, part in enumerate(parts(call, torch.arange(q.shape[2], device=q.device))):
+                gradients.add(part, ctx.seed + number)
+        wanted = ctx.needs_input_grad
+        found = gradients.found((*wanted[:4], *wanted[6:]))
+        return (*found[:4], None, None, *found[4:])
 
 
 def _kept(weights: Tensor, dropout: float, seed: int) -> Tensor:
@@ -124,7 +130,7 @@ class _Gradients:
         self.q_sum, self.k_sum, self.v_sum = (
             torch.zeros_like(tensor, dtype=lse.dtype) for tensor in (call.q, call.k, call.v)
         )
-        self.bias_sum = None if call.bias is None else torch.zeros_like(call.bias, dtype=lse.dtype)
+        self.bias_sums = [torch.zeros_like(tensor, dtype=lse.dtype) for tensor in call.bias_tensors]
 
     def add(self, part: Part, seed: int) -> None:
         """Add what one tile contributes; its weights are recomputed from the log-sum-exp."""
@@ -148,24 +154,38 @@ class _Gradients:
         self.v_sum[there] += folded_matmul(used, self.d_out[here], kv_heads)
         self.delta[here] = torch.linalg.vecdot(weights, d_weights)
         d_scores = d_weights.sub_(self.delta[here][..., None]).mul_(weights)
-        if self.bias_sum is not None:
-            target = part_of(self.bias_sum, part.batch, part.heads, part.rows, part.keys)
-            target += d_scores.sum_to_size(target.shape)
+        if call.bias is not None:
+            self._add_to_bias(part, d_scores)
         if slope is not None:
             d_scores = d_scores.mul_(slope)
         self.q_sum[here] = grouped_matmul(d_scores, self.k[there].to(dtype)) * call.factor
         self.k_sum[there] += folded_matmul(d_scores, call.q[here].to(dtype), kv_heads) * call.factor
 
+    def _add_to_bias(self, part: Part, d_scores: Tensor) -> None:
+        bias = self.call.bias
+        if not isinstance(bias, Bias):
+            target = part_of(self.bias_sums[0], part.batch, part.heads, part.rows, part.keys)
+            target += d_scores.sum_to_size(target.shape)
+            return
+        with torch.enable_grad():
+            leaves = [tensor.detach().requires_grad_() for tensor in self.call.bias_tensors]
+            values = bias_of(replace(self.call, bias=bias.over(iter(leaves))), part)
+        gradients = torch.autograd.grad(
+            values, leaves, d_scores.sum_to_size(values.shape).to(values.dtype), materialize_grads=True
+        )
+        for total, gradient in zip(self.bias_sums, gradients, strict=True):
+            total.add_(gradient)
+
     def found(self, wanted: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-        """Gradients of q, k, v, bias and sinks, in their dtypes; None where not wanted."""
+        """Gradients of q, k, v, sinks and the bias's tensors, in their dtypes; None where not wanted."""
         call = self.call
         sinks = None
         if call.sinks is not None:
             shares = (call.sinks.to(self.lse.dtype)[None, :, None] - self.lse).exp()
             sinks = -(shares * self.delta).sum((0, 2))
-        sums = (self.q_sum, self.k_sum, self.v_sum, self.bias_sum, sinks)
-        likes = (call.q, call.k, call.v, call.bias, call.sinks)
+        sums = (self.q_sum, self.k_sum, self.v_sum, sinks, *self.bias_sums)
+        likes = (call.q, call.k, call.v, call.sinks, *call.bias_tensors)
         return tuple(
             total.to(like.dtype) if need and total is not None and like is not None else None
-            for total, like, need in zip(sums, likes, wanted, strict=False)
+            for total, like, need in zip(sums, likes, wanted, strict=True)
         )

@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multihead.core import AttentionCall, nonfinite
+from multihead.biases import Bias
+from multihead.conventions import in_words
+from multihead.core import AttentionCall
+from multihead.kernels.tracing import leaks, surely, traced, transformed
 from multihead.masks import Causal, Dense, Padding
 
 NAME = "sdpa"
@@ -23,15 +26,27 @@ def refuses(call: AttentionCall) -> str | None:
         return "it has no softcap"
     if call.sinks is not None:
         return "it has no learned sinks"
-    if call.bias is not None and torch.promote_types(call.bias.dtype, call.q.dtype) != call.q.dtype:
-        return f"it would round the bias from {call.bias.dtype} to {call.q.dtype}"
+    if transformed():
+        return "its derivatives are no function that torch.func could transform"
+    wide = {tensor.dtype for tensor in call.bias_tensors if _wider(tensor, call.q)}
+    if wide:
+        return f"it would round the bias from {in_words(wide)} to {call.q.dtype}"
     if 0 in (*call.q.shape, *call.k.shape, *call.v.shape):
         return "some axis is empty"
-    if call.mask is not None:
-        if _dense_size(call) > DENSE_MASK:
-            return f"the mask would take {_dense_size(call):,} dense elements, more than {DENSE_MASK:,}"
-        if not torch.compiler.is_compiling() and any(nonfinite(tensor) for tensor in (call.q, call.k, call.v)):
-            return "NaN or inf would reach queries that may not see them"
+    if traced(call):
+        learned = any(tensor.requires_grad for tensor in call.bias_tensors)
+        exporting = torch.compiler.is_exporting() and learned
+        return "torch's exporter mistakes the layout of its output where a bias is learned" if exporting else None
+    return _wasteful(call) or _leaking(call)
+
+
+def _leaking(call: AttentionCall) -> str | None:
+    return "NaN or inf would reach queries that may not see them" if call.learns and leaks(call) else None
+
+
+def _wasteful(call: AttentionCall) -> str | None:
+    if call.mask is not None and _dense_size(call) > DENSE_MASK:
+        return f"the mask would take {_dense_size(call):,} dense elements, more than {DENSE_MASK:,}"
     sizes = call.sizes
     scores = sizes.batch * sizes.heads * sizes.queries * sizes.keys
     if scores > DENSE_MASK and _forms_all_weights(call):
@@ -39,20 +54,26 @@ def refuses(call: AttentionCall) -> str | None:
     return None
 
 
+def _wider(tensor: Tensor, q: Tensor) -> bool:
+    return torch.promote_types(tensor.dtype, q.dtype) != q.dtype
+
+
 def _forms_all_weights(call: AttentionCall) -> bool:
     """Whether torch leaves its fused paths, or a bias joined with a mask becomes as large as the scores."""
     unequal = call.q.device.type == "cpu" and call.q.shape[-1] != call.v.shape[-1]
-    learned = call.bias is not None and call.bias.requires_grad and torch.is_grad_enabled()
+    learned = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.bias_tensors)
     dropped = call.q.device.type == "cpu" and call.dropout > 0
-    return unequal or learned or dropped or (call.bias is not None and call.mask is not None)
+    joined = isinstance(call.bias, Bias) or (call.bias is not None and call.mask is not None)
+    return unequal or learned or dropped or joined
 
 
 def attend(call: AttentionCall) -> Tensor:
     """The output of a call, (B, H, Lq, Dv)."""
     is_causal = _is_plain_causal(call)
     mask = None if is_causal else _dense_mask(call)
-    if call.bias is not None:
-        bias = call.bias.to(call.q.dtype)
+    bias = call.dense_bias
+    if bias is not None:
+        bias = bias.to(call.q.dtype)
         mask = bias if mask is None else torch.where(mask, bias, -torch.inf)
     return F.scaled_dot_product_attention(
         call.q,
@@ -68,7 +89,7 @@ def attend(call: AttentionCall) -> Tensor:
 
 def _is_plain_causal(call: AttentionCall) -> bool:
     """Whether torch's own causal flag, which is top-left aligned, says the same as the mask."""
-    return isinstance(call.mask, Causal) and call.bias is None and call.sizes.queries == call.sizes.keys
+    return isinstance(call.mask, Causal) and call.bias is None and surely(call.sizes.queries == call.sizes.keys)
 
 
 def _hides_nothing(call: AttentionCall) -> bool:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from multihead.biases import Bias
 from multihead.conventions import statistics_dtype
 from multihead.core import AttentionCall
 
@@ -94,17 +95,21 @@ def visible_of(call: AttentionCall, part: Part) -> Tensor | None:
     """What a part's queries may see of its keys; None for everything."""
     if call.mask is None:
         return None
-    keys = torch.arange(part.keys.start, part.keys.stop, device=call.q.device)
-    visible = call.mask.visible(part.queries, keys, call.sizes)
-    return part_of(visible, part.batch, part.heads)
+    return part_of(call.mask.visible(part.queries, _keys_of(call, part), call.sizes), part.batch, part.heads)
 
 
 def bias_of(call: AttentionCall, part: Part) -> Tensor:
     """The part of the call's bias that belongs to a tile; axes of size 1 stay so."""
     bias = call.bias
     assert bias is not None  # noqa: S101  callers ask only where there is one
+    if isinstance(bias, Bias):
+        return part_of(bias.values(part.queries, _keys_of(call, part), call.sizes), part.batch, part.heads)
     bias = part_of(bias, part.batch, part.heads, slice(None), part.keys)
     return bias if bias.shape[2] == 1 else bias[:, :, part.queries]
+
+
+def _keys_of(call: AttentionCall, part: Part) -> Tensor:
+    return torch.arange(part.keys.start, part.keys.stop, device=call.q.device)
 
 
 def part_of(tensor: Tensor, *places: slice) -> Tensor:

@@ -2,22 +2,27 @@
 
 ::
 
-    x ──────► q_proj ─┐
-                      │ split heads
-    context ► k_proj ─┼─► AttentionCall ─► attend ─► merge heads ─► out_proj ─► y
-    (or x)  ► v_proj ─┘
+    x ──────► q_proj ─ split heads ─ (q_norm) ─ (turn) ─┐
+                                                        │
+    context ► k_proj ─ split heads ─ (k_norm) ─ (turn) ─┼► (cache) ─► AttentionCall ─► attend ─ (gate) ─ out_proj ─► y
+    (or x)  ► v_proj ─ split heads ─────────────────────┘
 """
 
+from collections.abc import Callable
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch import device as Device
 from torch import dtype as Dtype
 
-from multihead.conventions import divisors, in_words, mismatch, shape_of
-from multihead.core import AttentionCall, as_mask, check_heads, merge_heads, split_heads
+from multihead.biases import Bias
+from multihead.conventions import checked_count, divisors, in_words, kind_of, shape_of
+from multihead.core import AttentionCall, as_mask, autocasts, check_heads, check_scores, merge_heads, split_heads
 from multihead.kernels import attend
-from multihead.masks import Mask
+from multihead.layer.cache import Cache, KeysValues
+from multihead.masks import Mask, Sizes
+from multihead.positions import Position
 
 
 class Attend(nn.Module):
@@ -38,24 +43,41 @@ class MultiHeadAttention(nn.Module):
     .. math:: \mathrm{MultiHead}(x, c) = \mathrm{Concat}(head_1, ..., head_H)\, W^O, \quad
               head_i = \mathrm{Attention}(x W_i^Q, c W_j^K, c W_j^V), \quad j = i // (H // H_{kv})
 
+    ::
+
+        multi-head (H = Hkv)    grouped (Hkv = 2)     multi-query (Hkv = 1)
+        q  0 1 2 3              q  0 1 2 3            q  0 1 2 3
+           │ │ │ │                 └┬┘ └┬┘               └─┬─┬─┘
+        kv 0 1 2 3              kv  0   1             kv    0
+
     Args:
-        embed_dim: features of x, of the context and of the result.
+        embed_dim: features of x.
         num_heads: query heads, H.
         num_kv_heads: key/value heads, a divisor of H; None: H (multi-head), 1: multi-query (Shazeer 2019), else grouped
             (Ainslie et al. 2023).
         head_dim: features of each head; None: ``embed_dim // num_heads``.
-        bias: whether the four projections add a bias.
-        dropout: probability with which each weight is dropped while training.
+        kdim: features of the context; None: embed_dim.
+        vdim: features of the values, where they are given apart from the context; None: kdim.
+        out_dim: features of the result; None: embed_dim.
+        bias: whether the projections add a bias.
+        dropout: probability with which each weight is dropped while training; weights that are reported are those
+            before it.
         scale: factor of the scores; None: 1/√head_dim.
         softcap: c > 0 keeps scores within -c and c (Gemma 2).
         sinks: whether each head learns a score for one more key that has no value (gpt-oss).
+        qk_norm: norm of each head's queries and keys before they are turned, such as ``nn.RMSNorm`` (Qwen3) or
+            ``nn.LayerNorm`` (ViT-22B); called with head_dim, device and dtype.
+        output_gate: whether a sigmoid of x, feature by feature, scales what the heads found before the last projection
+            (Qiu et al. 2025, "Gated attention for large language models", its first variant).
+        position: an object of :mod:`multihead.positions` that turns queries and keys or gives a bias; for
+            self-attention. Layers may share one, so it stays on the device where it was made until the model moves.
         device, dtype: of the parameters.
 
     Raises:
-        ValueError: sizes that do not divide; the message says which would.
+        ValueError, TypeError: sizes that do not divide or are no whole numbers; the message says what would fit.
 
-    The projections ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj`` are plain ``nn.Linear`` modules and are called
-    as such.
+    The projections ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj`` (and ``gate_proj``) are plain ``nn.Linear``
+    modules and are called as such, so hooks, adapters, pruning and quantisation work on each.
 
     >>> import torch, multihead as mh
     >>> attn = mh.MultiHeadAttention(64, num_heads=8)
@@ -71,45 +93,61 @@ class MultiHeadAttention(nn.Module):
         *,
         num_kv_heads: int | None = None,
         head_dim: int | None = None,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        out_dim: int | None = None,
         bias: bool = True,
         dropout: float = 0.0,
         scale: float | None = None,
         softcap: float | None = None,
         sinks: bool = False,
+        qk_norm: Callable[..., nn.Module] | None = None,
+        output_gate: bool = False,
+        position: Position | None = None,
         device: Device | str | None = None,
         dtype: Dtype | None = None,
     ) -> None:
         super().__init__()
-        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        for name, value in (("embed_dim", embed_dim), ("num_heads", num_heads), ("num_kv_heads", num_kv_heads)):
-            if value < 1:
-                raise mismatch(name, value, "a positive number", "it counts features or heads.")
-        check_heads(num_heads, num_kv_heads)
-        if head_dim is None:
-            if embed_dim % num_heads:
-                raise ValueError(
-                    f"embed_dim={embed_dim} does not split into num_heads={num_heads}: "
-                    f"try {in_words(divisors(embed_dim), 'or')} heads, or give head_dim."
-                )
-            head_dim = embed_dim // num_heads
-        if head_dim < 1:
-            raise mismatch("head_dim", head_dim, "a positive number", "it counts the features of a head.")
-        if not 0.0 <= dropout < 1.0:
-            raise mismatch("dropout", dropout, "a probability below 1", "0 drops nothing.")
-        self.embed_dim, self.num_heads, self.num_kv_heads, self.head_dim = embed_dim, num_heads, num_kv_heads, head_dim
+        self.embed_dim, self.num_heads = embed_dim, num_heads
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        self.kdim = embed_dim if kdim is None else kdim
+        self.vdim = self.kdim if vdim is None else vdim
+        self.out_dim = embed_dim if out_dim is None else out_dim
+        for name in ("embed_dim", "num_heads", "num_kv_heads", "kdim", "vdim", "out_dim"):
+            checked_count(name, getattr(self, name))
+        check_heads(num_heads, self.num_kv_heads)
+        if head_dim is None and embed_dim % num_heads:
+            raise ValueError(
+                f"embed_dim={embed_dim} does not split into num_heads={num_heads}: "
+                f"try {in_words(divisors(embed_dim), 'or')} heads, or give head_dim."
+            )
+        self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
+        checked_count("head_dim", self.head_dim)
+        check_scores(scale, softcap, dropout)
         self.dropout, self.scale, self.softcap = dropout, scale, softcap
         where = {"device": device, "dtype": dtype}
-        self.q_proj = nn.Linear(embed_dim, num_heads * head_dim, bias=bias, **where)
-        self.k_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=bias, **where)
-        self.v_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=bias, **where)
-        self.out_proj = nn.Linear(num_heads * head_dim, embed_dim, bias=bias, **where)
-        self.sinks = nn.Parameter(torch.zeros(num_heads, **where)) if sinks else None
+        width, kv_width = num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        self.q_proj = nn.Linear(embed_dim, width, bias=bias, **where)
+        self.k_proj = nn.Linear(self.kdim, kv_width, bias=bias, **where)
+        self.v_proj = nn.Linear(self.vdim, kv_width, bias=bias, **where)
+        self.out_proj = nn.Linear(width, self.out_dim, bias=bias, **where)
+        self.gate_proj = nn.Linear(embed_dim, width, bias=bias, **where) if output_gate else None
+        self.q_norm = None if qk_norm is None else qk_norm(self.head_dim, **where)
+        self.k_norm = None if qk_norm is None else qk_norm(self.head_dim, **where)
+        self.sinks = nn.Parameter(torch.empty(num_heads, **where)) if sinks else None
+        self.position = position
+        if position is not None:
+            if not isinstance(position, Position):
+                raise TypeError(f"position is {kind_of(position)}, expected an object of multihead.positions.")
+            position.check(num_heads, self.head_dim)
         self.attend = Attend()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Xavier-uniform projections without bias, as torch's layer starts (Glorot & Bengio 2010); sinks at 0."""
-        for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj, self.gate_proj):
+            if projection is None:
+                continue
             nn.init.xavier_uniform_(projection.weight)
             if projection.bias is not None:
                 nn.init.zeros_(projection.bias)
@@ -119,41 +157,228 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch query embed"],
-        context: Float[Tensor, "batch key embed"] | None = None,
+        context: Float[Tensor, "batch key kdim"] | KeysValues | None = None,
+        values: Float[Tensor, "batch key vdim"] | None = None,
         *,
         mask: Mask | Bool[Tensor, "..."] | None = None,
-        bias: Float[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "batch query embed"]:
+        bias: Float[Tensor, "..."] | Bias | None = None,
+        positions: Int[Tensor, "batch_or_1 query"] | None = None,
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "batch query out"]:
         """Attend from ``x`` to ``context``, or to ``x`` itself.
 
         Args:
             x: (batch, queries, embed_dim).
-            context: (batch, keys, embed_dim); None: self-attention.
+            context: (batch, keys, kdim), or what :meth:`keys_values` made of it; None: self-attention.
+            values: (batch, keys, vdim), where values come from elsewhere than keys; None: the context.
             mask: what each query may see: an object of :mod:`multihead.masks`, or a boolean tensor, True where it may
-                attend.
-            bias: added to the scores, broadcastable to (batch, heads, queries, keys).
+                attend. With a cache the keys are all tokens so far.
+            bias: added to the scores: a tensor that broadcasts to (batch, heads, queries, keys), or an object of
+                :mod:`multihead.biases`.
+            positions: (batch, queries), or (1, queries) for the whole batch: where the tokens of x stand; None: one
+                after the other, behind those in the cache.
+            cache: what the layer remembers of earlier tokens; x holds the tokens after these and is added to it.
 
         Raises:
-            ValueError: tensors that do not fit; the message says which and how.
+            ValueError, TypeError: tensors that do not fit; the message says which and how.
         """
-        context = x if context is None else context
-        for name, tensor in (("x", x), ("context", context)):
-            if tensor.ndim != 3 or tensor.shape[-1] != self.embed_dim:
-                raise ValueError(f"{name} has shape {shape_of(tensor)}, expected (batch, tokens, {self.embed_dim}).")
+        _check_tokens("x", x, self.embed_dim, self.q_proj)
+        q = split_heads(self.q_proj(x), self.num_heads)
+        if self.q_norm is not None:
+            q = _normed(self.q_norm, q)
+        if context is None and values is None:
+            q, kv, found = self._own(x, q, positions, cache)
+        else:
+            kv, found = self._others(context, values, positions, cache), None
+        mask = as_mask(mask)
+        if kv.dropped:
+            mask, bias = _without_first(kv.dropped, mask, bias)
+        bias = _together(bias, found, q, kv)
         call = AttentionCall(
-            split_heads(self.q_proj(x), self.num_heads),
-            split_heads(self.k_proj(context), self.num_kv_heads),
-            split_heads(self.v_proj(context), self.num_kv_heads),
-            mask=as_mask(mask),
+            q,
+            kv.k,
+            kv.v,
+            mask=mask,
             bias=bias,
             scale=self.scale,
             softcap=self.softcap,
             sinks=self.sinks,
             dropout=self.dropout if self.training else 0.0,
         )
-        return self.out_proj(merge_heads(self.attend(call)))
+        heads = merge_heads(self.attend(call))
+        if self.gate_proj is not None:
+            heads = heads * torch.sigmoid(self.gate_proj(x))
+        return self.out_proj(heads)
+
+    def keys_values(
+        self, context: Float[Tensor, "batch key kdim"], values: Float[Tensor, "batch key vdim"] | None = None
+    ) -> KeysValues:
+        """The keys and values of a context, to be passed in its place: a decoder attends to one text at every step.
+
+        Shapes as in :meth:`forward`; the result holds (batch, num_kv_heads, keys, head_dim) each.
+        """
+        values = context if values is None else values
+        _check_tokens("context", context, self.kdim, self.k_proj)
+        if values is not context:
+            _check_tokens("values", values, self.vdim, self.v_proj)
+        k = split_heads(self.k_proj(context), self.num_kv_heads)
+        v = split_heads(self.v_proj(values), self.num_kv_heads)
+        if self.k_norm is not None:
+            k = _normed(self.k_norm, k)
+        return KeysValues(k, v)
+
+    def _own(
+        self, x: Tensor, q: Tensor, positions: Tensor | None, cache: Cache | None
+    ) -> tuple[Tensor, KeysValues, Bias | None]:
+        """Self-attention: queries and all keys so far, turned, and the bias of their places."""
+        if self.kdim != self.embed_dim or self.vdim != self.embed_dim:
+            raise ValueError(
+                f"this layer attends from {self.embed_dim} features to a context of {self.kdim}, with values of "
+                f"{self.vdim}: pass a context."
+            )
+        kv = self.keys_values(x)
+        k = kv.k
+        if positions is not None:
+            self._check_positions(positions, x)
+        if self.position is not None:
+            places = positions
+            if places is None:
+                first = 0 if cache is None else cache.length
+                places = torch.arange(first, first + x.shape[1], device=x.device)[None]
+            q, k = self.position.turn(q, places), self.position.turn(k, places)
+        kv = KeysValues(k, kv.v, positions) if cache is None else cache.update(k, kv.v, positions)
+        found = None if self.position is None else self.position.bias_between(positions, kv.positions)
+        return q, kv, found
+
+    def _others(
+        self, context: Tensor | KeysValues | None, values: Tensor | None, positions: Tensor | None, cache: Cache | None
+    ) -> KeysValues:
+        """Cross-attention: the context's keys and values."""
+        if context is None:
+            raise ValueError("values came without a context: a key is needed for each value.")
+        for name, given in (("position", self.position), ("positions", positions), ("cache", cache)):
+            if given is not None:
+                raise ValueError(
+                    f"{name} is for self-attention, where queries and keys are tokens of one sequence: leave the "
+                    "context out, or make a layer without it; what keys_values(context) returns is a context's cache."
+                )
+        if isinstance(context, KeysValues):
+            if values is not None:
+                raise ValueError("values came beside keys and values that are projected already: leave one out.")
+            return context
+        if isinstance(context, Mask):
+            raise TypeError("context is a mask: say mask=..., the second argument is what x attends to.")
+        if values is None and self.vdim != self.kdim:
+            raise ValueError(
+                f"this layer's keys have {self.kdim} features and its values {self.vdim}: pass values too."
+            )
+        return self.keys_values(context, values)
+
+    def _check_positions(self, positions: Tensor, x: Tensor) -> None:
+        if self.position is None:
+            raise ValueError("positions came, but this layer has no position scheme: make it with position=....")
+        if positions.ndim != 2 or positions.shape[0] not in (1, x.shape[0]) or positions.shape[1] != x.shape[1]:
+            raise ValueError(
+                f"positions have shape {shape_of(positions)}, expected (batch, queries) = "
+                f"({x.shape[0]}, {x.shape[1]}), or (1, {x.shape[1]}) for the whole batch."
+            )
+
+    @classmethod
+    def from_torch(cls, module: nn.Module) -> "MultiHeadAttention":
+        """A layer with the weights of ``nn.MultiheadAttention``, and equal outputs.
+
+        Self and cross, kdim and vdim, layers without bias, dropout, training mode, device and dtype are kept.
+        Parameters are copied, not shared. This layer takes (batch, sequence, embed) tensors whatever ``batch_first``
+        says, and masks in which True means may attend, where torch's means may not.
+
+        Args:
+            module: an ``nn.MultiheadAttention``, or :class:`multihead.torch_compat.MultiheadAttention`.
+
+        Raises:
+            TypeError: another class, or projections that are not plain.
+            ValueError: ``add_bias_kv`` or ``add_zero_attn``, which this layer does not have.
+
+        >>> import torch, multihead as mh
+        >>> theirs = torch.nn.MultiheadAttention(64, num_heads=8, batch_first=True)
+        >>> ours = mh.MultiHeadAttention.from_torch(theirs)
+        >>> x = torch.randn(2, 10, 64)
+        >>> torch.allclose(ours(x), theirs(x, x, x)[0], atol=1e-6)
+        True
+        """
+        # conversions make layers, so their file imports this one
+        from multihead.layer.conversions import from_torch
+
+        return from_torch(module, cls)
+
+    def to_torch(self, *, batch_first: bool = True) -> nn.MultiheadAttention:
+        """An ``nn.MultiheadAttention`` with this layer's weights, and equal outputs.
+
+        Parameters are copied, not shared. Key/value heads that serve several query heads are repeated, and where only
+        some projections have a bias the others get zeros: the outputs stay equal, but there is more to learn.
+
+        Args:
+            batch_first: whether its tensors are (batch, sequence, embed) rather than (sequence, batch, embed).
+
+        Raises:
+            ValueError: what torch's layer cannot express; the message names all of it.
+
+        >>> import torch, multihead as mh
+        >>> ours = mh.MultiHeadAttention(64, num_heads=8, num_kv_heads=2)
+        >>> theirs = ours.to_torch()
+        >>> x = torch.randn(2, 10, 64)
+        >>> torch.allclose(ours(x), theirs(x, x, x)[0], atol=1e-6)
+        True
+        """
+        from multihead.layer.conversions import to_torch
+
+        return to_torch(self, batch_first=batch_first)
 
     def extra_repr(self) -> str:
-        """The sizes, as they appear in ``print(model)``."""
-        grouped = "" if self.num_kv_heads == self.num_heads else f", num_kv_heads={self.num_kv_heads}"
-        return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}{grouped}, head_dim={self.head_dim}"
+        """The sizes, as they appear in ``print(model)``; those that follow from others are left out."""
+        usual = {"num_kv_heads": self.num_heads, "kdim": self.embed_dim, "vdim": self.kdim, "out_dim": self.embed_dim}
+        unusual = [f"{name}={getattr(self, name)}" for name, value in usual.items() if getattr(self, name) != value]
+        sizes = [f"{name}={getattr(self, name)}" for name in ("embed_dim", "num_heads", "head_dim")]
+        return ", ".join([*sizes, *unusual])
+
+
+def _check_tokens(name: str, tensor: Tensor, features: int, projection: nn.Module) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is {kind_of(tensor)}, expected a tensor (batch, tokens, {features}).")
+    if tensor.is_nested or tensor.ndim != 3 or tensor.shape[-1] != features:
+        came = "is a nested tensor" if tensor.is_nested else f"has shape {shape_of(tensor)}"
+        raise ValueError(f"{name} {came}, expected (batch, tokens, {features}).")
+    weight = getattr(projection, "weight", None)
+    if not isinstance(weight, Tensor):
+        return
+    if tensor.device != weight.device:
+        raise ValueError(f"{name} is on {tensor.device} but the layer on {weight.device}: move one with .to().")
+    if tensor.dtype != weight.dtype and not autocasts(tensor.device):
+        raise TypeError(
+            f"{name} has dtype {tensor.dtype} but the layer {weight.dtype}: convert one with .to(), or run under "
+            "torch.autocast."
+        )
+
+
+def _normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """A norm in its own precision, which under autocast is not that of x."""
+    weight = getattr(norm, "weight", None)
+    return norm(x).to(x.dtype) if weight is None else norm(x.to(weight.dtype)).to(x.dtype)
+
+
+def _together(given: Tensor | Bias | None, found: Bias | None, q: Tensor, kv: KeysValues) -> Tensor | Bias | None:
+    """The caller's bias and the position's; where there are both, as one tensor."""
+    if given is None or found is None:
+        return found if given is None else given
+    sizes = Sizes(q.shape[0], q.shape[1], q.shape[2], kv.k.shape[2])
+    return (given.dense(sizes) if isinstance(given, Bias) else given) + found.dense(sizes)
+
+
+def _without_first(
+    dropped: int, mask: Mask | None, bias: Tensor | Bias | None
+) -> tuple[Mask | None, Tensor | Bias | None]:
+    """What is left to say of a mask and a bias when the first keys are no longer kept."""
+    if isinstance(bias, Bias):
+        bias = bias.without_first(dropped)
+    elif bias is not None and bias.shape[-1] != 1:
+        bias = bias[..., dropped:]
+    return None if mask is None else mask.without_first(dropped), bias

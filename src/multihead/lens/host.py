@@ -68,15 +68,6 @@ def plain(tensor: Tensor, name: str) -> Tensor:
     return tensor.detach().as_subclass(Tensor)
 
 
-def as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors in the type to which autocast, where it is on, turns them before attention."""
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return tensors
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
-
-
 def call_of(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Mask | None = None, bias: Tensor | None = None, **rest: Any
 ) -> AttentionCall:

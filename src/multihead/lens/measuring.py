@@ -120,7 +120,7 @@ def _of_heads(call: AttentionCall, heads: tuple[int, ...]) -> tuple[AttentionCal
     grouped = places == tuple(place // share for place in range(len(heads))) and len(heads) == share * len(kept)
     kv = kept if grouped else needed
     index = torch.tensor(heads, dtype=torch.int64, device=call.q.device)
-    bias = call.bias
+    bias = call.dense_bias
     if bias is not None and bias.shape[1] != 1:
         bias = bias[:, index]
     chosen = replace(
@@ -137,7 +137,7 @@ def _of_heads(call: AttentionCall, heads: tuple[int, ...]) -> tuple[AttentionCal
 
 def _bias_of(call: AttentionCall, wanted: Wanted, queries: Tensor | None, finder: MaskFinder) -> Tensor | None:
     """The bias of the chosen heads and queries, in memory of its own; shared by layers that share all of it."""
-    bias = call.bias
+    bias = call.dense_bias
     if bias is None:
         return None
     some_heads = bias.shape[1] != 1 and wanted.heads != tuple(range(call.sizes.heads))

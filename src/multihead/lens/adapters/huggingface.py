@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from multihead.core import as_autocast
 from multihead.errors import UnsupportedAttentionError
 from multihead.lens.adapters.sdpa import mask_and_bias
-from multihead.lens.host import DROPOUT, HostAttention, HostOutput, as_autocast, call_of, plain
+from multihead.lens.host import DROPOUT, HostAttention, HostOutput, call_of, plain
 from multihead.lens.masks_found import MaskFinder, top_left_causal
 from multihead.masks import Mask, Sizes
 

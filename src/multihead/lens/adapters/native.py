@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from multihead.core import AttentionCall
-from multihead.lens.host import DROPOUT, HostAttention, HostOutput, as_autocast, plain
+from multihead.core import AttentionCall, as_autocast
+from multihead.lens.host import DROPOUT, HostAttention, HostOutput, plain
 from multihead.lens.masks_found import MaskFinder
 from multihead.masks import And, Dense, Documents, Mask, Not, Or, Padding
 
@@ -27,7 +27,10 @@ def _understood(call: AttentionCall, output: Tensor, finder: MaskFinder) -> Host
         mask = finder.find(mask.allowed, "allowed", call.sizes).mask
     elif mask is not None:
         mask = _copied(mask, finder)
-    bias, sinks = (None if tensor is None else plain(tensor, "bias") for tensor in (call.bias, call.sinks))
+    bias, sinks = (
+        None if tensor is None else plain(tensor, name)
+        for name, tensor in (("bias", call.dense_bias), ("sinks", call.sinks))
+    )
     own = replace(call, q=q, k=k, v=v, mask=mask, bias=bias, sinks=sinks)
     return HostAttention("multihead", own, DROPOUT if call.dropout else HostOutput(output.detach()))
 

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multihead.core import split_heads
+from multihead.core import as_autocast, split_heads
 from multihead.errors import UnsupportedAttentionError
-from multihead.lens.host import Finish, HostOutput, as_autocast, plain
+from multihead.lens.host import Finish, HostOutput, plain
 from multihead.lens.masks_found import MaskFinder, top_left_causal
 from multihead.masks import Mask, Sizes
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from multihead.conventions import shape_of
+from multihead.core import as_autocast
 from multihead.errors import UnsupportedAttentionError
-from multihead.lens.host import DROPOUT, HostAttention, HostOutput, as_autocast, call_of, plain
+from multihead.lens.host import DROPOUT, HostAttention, HostOutput, call_of, plain
 from multihead.lens.masks_found import MaskFinder, top_left_causal
 from multihead.masks import Mask, Sizes
 

@@ -1,0 +1,42 @@
+"""A few queries against many keys, as in decoding: two matrix products that read keys and values once.
+
+With one query there is nothing to fuse: the time is that of reading the cache. Folding the query heads of a group into
+rows lets one product read each key for all of them, where SDPA on a CPU reads it once a head (measured in
+``benchmarks/decoding.py``).
+"""
+
+from torch import Tensor
+
+from multihead.core import AttentionCall
+from multihead.kernels.dense import weights
+from multihead.kernels.tiles import grouped_matmul
+from multihead.kernels.tracing import traced
+
+NAME = "steps"
+
+QUERIES = 4
+"""Most queries of a step."""
+
+KEYS = 1 << 18
+"""Numbers in the keys below which calling four operations costs more than reading twice."""
+
+
+def refuses(call: AttentionCall) -> str | None:
+    """Why this kernel should not compute a call."""
+    if traced(call):
+        return "its choice depends on sizes, which a trace should not"
+    if call.q.device.type != "cpu" or call.q.dtype.itemsize < 4:
+        return "it is for float32 and float64 on a CPU"
+    if call.sizes.queries > QUERIES or call.k.numel() < KEYS:
+        return f"it is for at most {QUERIES} queries against many keys"
+    if call.learns or call.dropout:
+        return "it is for inference"
+    return None
+
+
+def attend(call: AttentionCall) -> Tensor:
+    """The output of a call, (B, H, Lq, Dv).
+
+    Memory: O(B · H · Lk), for the few queries there are.
+    """
+    return grouped_matmul(weights(call), call.v)
