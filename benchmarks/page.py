@@ -15,7 +15,8 @@ from multihead.text import load_model, read
 from multihead.view.page import write_page
 
 ROUNDS = 7
-TEXT = "\n".join((Path(mh.__file__).parent / f"{name}.py").read_text(encoding="utf-8") for name in ("errors", "masks"))
+SOURCES = ("errors", "masks/kinds")
+TEXT = "\n".join((Path(mh.__file__).parent / f"{name}.py").read_text(encoding="utf-8") for name in SOURCES)
 
 
 def first_pictures(path: Path) -> list[float]:

@@ -187,6 +187,15 @@ def test_what_the_model_cannot_do(demo, tmp_path, command, arguments, says):
     assert __import__("re").search(says, refused(run(command, *arguments), tmp_path))
 
 
+@pytest.mark.demo
+@pytest.mark.parametrize("command", ["view", "show"])
+def test_nothing_is_saved_before_the_token_is_found(demo, tmp_path, command):
+    arguments = (command, "the cat sat", "--save", "run.safetensors", "--token")
+    assert "'cart' is not among the 5 tokens" in refused(run(*arguments, "cart"), tmp_path)
+    assert run(*arguments, "cat").exit_code == 0
+    assert load(tmp_path / "run.safetensors").texts["text"][0][2] == "cat"
+
+
 @pytest.mark.parametrize(("arguments", "says"), [
     (["a", "--layers", "x"], "--layers 'x' is no list of numbers: say for example --layers 0,2-5"),
     (["a", "--layers", ""], "--layers '' is no list of numbers"),
@@ -240,6 +249,48 @@ def test_bytes_from_standard_input_that_are_no_text(tmp_path):
 def test_an_output_that_cannot_be_written(saved, tmp_path, output):
     says = refused(run("view", saved, "-o", output), tmp_path, "run.safetensors")
     assert "there is no folder" in says or "is a folder" in says
+
+
+@pytest.fixture
+def pipes(tmp_path):
+    """A pipe, and a link to it."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+
+
+@pytest.mark.parametrize("name", ["pipe", "link"])
+@pytest.mark.parametrize("arguments", [["view", "text", "-o"], ["view", "text", "--save"], ["show", "text", "--save"]])
+def test_a_pipe_is_not_replaced_by_a_file(pipes, tmp_path, monkeypatch, arguments, name):
+    monkeypatch.setattr("multihead.text.load_model", lambda name: pytest.fail("the work began"))
+    says = refused(run(*arguments, name), tmp_path, "pipe", "link")
+    verb = "is" if name == "pipe" else "leads to"
+    assert says == f"multihead: {name} {verb} a named pipe, which a new file would replace: name another file."
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_name_that_a_link_has_is_not_free(saved, tmp_path):
+    (tmp_path / "attention.html").symlink_to("elsewhere.html")
+    assert run("view", saved, "--no-open").stdout == "attention-2.html\n"
+    assert not (tmp_path / "elsewhere.html").exists()
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["view", "--file", "text.txt", "-o", "text.txt"], "--output and --file are one file, text.txt"),
+    (["view", "--file", "text.txt", "-o", "link"], "--output and --file are one file, text.txt"),
+    (["view", "text", "--save", "x", "-o", "./x"], "--output and --save are one file, x"),
+    (["view", "text", "--save", "attention.html"], "--output and --save are one file, attention.html"),
+    (["view", "run.safetensors", "-o", "run.safetensors"], "--output and TEXT are one file, run.safetensors"),
+    (["show", "--file", "text.txt", "--save", "text.txt"], "--save and --file are one file, text.txt"),
+])  # fmt: skip
+def test_nothing_is_written_over_what_was_named(saved, tmp_path, arguments, says):
+    (tmp_path / "text.txt").write_text("words")
+    (tmp_path / "link").symlink_to("text.txt")
+    before = saved.read_bytes()
+    answer = refused(run(*arguments), tmp_path, "run.safetensors", "text.txt", "link")
+    assert answer == f"multihead: {says}: one would be written over the other."
+    assert (tmp_path / "text.txt").read_text() == "words"
+    assert saved.read_bytes() == before
 
 
 def test_a_folder_that_is_not_writable(saved, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import multihead as mh
+from multihead.biases import Bias
 from multihead.core import AttentionCall, reference
 from tests.accuracy import OPTIONS, check, mask_examples, plain, random_call
 
@@ -55,3 +56,44 @@ def test_a_torch_function_mode_sees_every_attention_once():
         mh.attention(call.q, call.k, call.v, softcap=2.0)
     assert [type(seen) for seen in spy.seen] == [AttentionCall] * 2
     assert [seen.softcap for seen in spy.seen] == [None, 2.0]
+
+
+@pytest.mark.parametrize("statistics", [{"top": 8}, None, "entropy"])
+def test_inspect_refuses_what_are_no_statistics(as_users_run, statistics):
+    call = random_call()
+    with pytest.raises(TypeError, match=r"statistics is .*, expected a multihead\.Statistics: pass "):
+        mh.inspect(call.q, call.k, call.v, statistics=statistics)
+
+
+def test_a_bias_may_be_an_object(as_users_run):
+    class Distance(Bias):
+        def __init__(self, slopes):
+            self.slopes = slopes
+
+        def values(self, queries, keys, sizes):
+            distance = (queries[:, None] + sizes.offset - keys).abs()
+            return -self.slopes[None, :, None, None] * distance
+
+        def tensors(self):
+            yield self.slopes
+
+        def over(self, tensors):
+            return Distance(next(tensors))
+
+    call, bias = random_call(), Distance(torch.rand(6))
+    output = mh.attention(call.q, call.k, call.v, bias=bias)
+    expected = AttentionCall(call.q, call.k, call.v, bias=bias.dense(call.sizes))
+    check(output, reference(expected).output, plain(expected).output)
+    assert torch.equal(mh.inspect(call.q, call.k, call.v, bias=bias)[0], output)
+
+
+@pytest.mark.parametrize(
+    ("shape", "advised"),
+    [((2, 7, 11), lambda mask: mask[:, None]), ((2, 11), mh.masks.padding)],
+)
+def test_a_mask_that_was_meant_otherwise(shape, advised):
+    call, mask = random_call(), torch.ones(shape, dtype=torch.bool)
+    advice = "pass mask\\[:, None\\]" if len(shape) == 3 else "pass masks.padding\\(mask\\)"
+    with pytest.raises(ValueError, match=advice):
+        mh.attention(call.q, call.k, call.v, mask=mask)
+    assert torch.isfinite(mh.attention(call.q, call.k, call.v, mask=advised(mask))).all()

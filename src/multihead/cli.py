@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from multihead.errors import MultiheadError
+from multihead.files import place_of
 from multihead.version import __version__
 
 if TYPE_CHECKING:
@@ -114,13 +115,16 @@ def view(
         path = _free_name() if output is None else output
         _check_writable(path)
         source = _Source(text, file, model, layers, heads, target, truncate=truncate, save=save)
+        _check_apart({"--output": path, "--save": save, "--file": file, "TEXT": source.saved})
         with _busy() as say:
             recording = source.recording(say)
             say("drawing the page")
             from multihead.view.opening import start
             from multihead.view.page import write_page
 
-            write_page(recording, path, start=start(recording, source.token(token, recording)))
+            opening = start(recording, source.token(token, recording))
+            source.keep(recording)
+            write_page(recording, path, start=opening)
         typer.echo(str(path))
         if not no_open and _has_display():
             import webbrowser
@@ -148,6 +152,7 @@ def show(
     """Say in the terminal what a token looks at, and what looks at it."""
     with _plain_errors():
         source = _Source(text, file, model, layers, heads, target, truncate=truncate, save=save)
+        _check_apart({"--save": save, "--file": file})
         with _busy() as say:
             recording = source.recording(say)
         from rich.console import Console
@@ -158,7 +163,9 @@ def show(
         chosen = source.token(token, recording)
         out = _writable_everywhere(Console(highlight=False))
         chosen = likely_token(recording) if chosen is None else chosen
-        out.print(summary(recording, chosen, count=count, marks=every, plain=out.options.ascii_only))
+        told = summary(recording, chosen, count=count, marks=every, plain=out.options.ascii_only)
+        source.keep(recording)
+        out.print(told)
 
 
 class _Source:
@@ -200,7 +207,7 @@ class _Source:
             )
 
     def recording(self, say: Callable[[str], None]) -> "Recording":
-        """Open the recording, or run the model and save what was seen."""
+        """Open the recording, or run the model."""
         if self.saved is not None:
             say("opening the recording")
             from multihead.recording import load
@@ -213,10 +220,12 @@ class _Source:
         model = load_model(self.model)
         say("reading the text")
         text = DEFAULT_SENTENCE if self.text is None else self.text
-        recording = read(text, model, target=self.target, layers=self.layers, heads=self.heads, truncate=self.truncate)
+        return read(text, model, target=self.target, layers=self.layers, heads=self.heads, truncate=self.truncate)
+
+    def keep(self, recording: "Recording") -> None:
+        """Save what was seen, if asked to; only once all that was asked has proved to be there."""
         if self.save is not None:
             recording.save(self.save)
-        return recording
 
     def token(self, named: str | None, recording: "Recording") -> str | int | None:
         """The token to begin with; a number is a position unless the text has that number as a token."""
@@ -317,18 +326,27 @@ def _free_name() -> Path:
     Not the temporary folder: browsers in a sandbox cannot open files there.
     """
     names = (Path("attention.html" if number == 1 else f"attention-{number}.html") for number in range(1, 10_000))
-    return next((name for name in names if not name.exists()), Path("attention.html"))
+    return next((name for name in names if not os.path.lexists(name)), Path("attention.html"))
 
 
 def _check_writable(path: Path) -> None:
     """Raise before the work where a file can surely not be written after it."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a file in it.")
-    folder = path.absolute().parent
+    folder = place_of(path).parent
     if not folder.is_dir():
         raise ValueError(f"{path} cannot be written: there is no folder {folder}.")
     if not os.access(folder, os.W_OK):
         raise ValueError(f"{path} cannot be written: the folder {folder} is not yours to write in.")
+
+
+def _check_apart(files: dict[str, Path | None]) -> None:
+    """Raise where one file would be written over another that was named."""
+    places: dict[str, str] = {}
+    for name, path in files.items():
+        if path is None:
+            continue
+        before = places.setdefault(os.path.realpath(path), name)
+        if before != name:
+            raise ValueError(f"{before} and {name} are one file, {path}: one would be written over the other.")
 
 
 def _has_display() -> bool:

@@ -12,7 +12,7 @@ from multihead import Statistics
 from multihead.errors import ObservationError
 from multihead.lens import observe
 from multihead.recording import load
-from tests.lens.hosts import Block, Caller, in_thread, nothing_patched, observed, stack
+from tests.lens.hosts import Block, Caller, in_thread, nothing_patched, observed, same_state, stack, state_of
 
 
 @pytest.fixture
@@ -83,6 +83,29 @@ class TestSelection:
             ({"heads": [2, 2]}, ValueError, r"heads \[2, 2\] names one twice"),
             ({"heads": 3}, TypeError, r"heads=3 is no list of numbers: say heads=\[3\]"),
             ({"queries": [1.5]}, TypeError, "queries contains 1.5, which is no whole number"),
+            ({"queries": slice(3)}, TypeError, r"queries=slice\(None, 3, None\) is no list .* queries=range\(3\)"),
+            ({"queries": True}, TypeError, "queries=True is no list of numbers"),
+            ({"layers": 1.5}, TypeError, r"layers=1\.5 is neither a layer's number nor a pattern of module paths"),
+            ({"layers": True}, TypeError, "layers=True is neither a layer's number nor a pattern"),
+            ({"layers": [0, 1.5]}, TypeError, r"layers=1\.5 is neither"),
+            ({"layers": slice(3)}, TypeError, "layers=slice.* is neither"),
+            (
+                {"layers": {0: [1]}},
+                TypeError,
+                r"layers=\{0: \[1\]\} is no list of layers: heads=\{layer: heads\} chooses",
+            ),
+            ({"layers": []}, ValueError, r"layers=\[\] chooses nothing: name some, or leave layers out"),
+            ({"heads": {}}, ValueError, r"heads=\{\} chooses nothing: name some layers, or leave heads out"),
+            ({"heads": {True: [1]}}, TypeError, "layers=True is neither"),
+            ({"heads": {0: 1}}, TypeError, r"heads=1 is no list of numbers: say heads=\[1\]"),
+            (
+                {"layers": [1], "heads": {0: [1]}},
+                ValueError,
+                "heads of layer 0 were chosen for nothing: layers= leaves",
+            ),
+            ({"layers": 1, "heads": {1: [0], 2: [1]}}, ValueError, "heads of layer 2 were chosen for nothing"),
+            ({"statistics": {"top": 8}}, TypeError, r"statistics is a dict, expected .*Statistics\(\*\*statistics\)"),
+            ({"statistics": None}, TypeError, "statistics is None, expected a multihead.Statistics"),
             ({"unsupported": "ignore"}, ValueError, "unsupported='ignore' is neither"),
         ],
     )
@@ -101,6 +124,35 @@ class TestSelection:
             stack(2), x, options={"layers": [numpy.int64(1)], "queries": torch.tensor([3, 1]), "heads": range(2)}
         )
         assert (seen.layers[0].index, seen.layers[0].queries, seen.layers[0].heads) == (1, (1, 3), (0, 1))
+        for one in (numpy.int64(1), numpy.array(1), torch.tensor(1)):
+            assert observed(stack(2), x, options={"layers": one}).layers[0].index == 1
+
+    @pytest.mark.parametrize(
+        ("options", "key"),
+        [
+            ({"layers": ["1"], "heads": {0: [1]}}, "0"),
+            ({"layers": [1], "heads": {"0": [1]}}, "'0'"),
+            ({"layers": [0], "heads": {0: [1], "1": [2]}}, "'1'"),
+            ({"heads": {"*": [1], 0: [2]}}, "0"),
+        ],
+    )
+    def test_heads_that_only_the_run_shows_to_be_chosen_for_nothing(self, x, options, key):
+        model = stack(2)
+        with (
+            pytest.raises(ValueError, match=f"heads of layer {key} were chosen for nothing"),
+            observe(model, **options),
+        ):
+            model(x)
+        assert nothing_patched()
+
+    def test_heads_of_some_layers_and_of_the_others(self, x):
+        seen = observed(stack(3), x, options={"layers": [0, 2], "heads": {0: [1]}})
+        assert [(layer.index, layer.heads) for layer in seen.layers] == [
+            (0, (1,)),
+            (2, tuple(range(len(seen.layers[1].heads)))),
+        ]
+        seen = observed(stack(3), x, options={"heads": {1: [1], "*": [0]}})
+        assert [layer.heads for layer in seen.layers] == [(0,), (1,), (0,)]
 
 
 class TestRuns:
@@ -191,6 +243,30 @@ class TestNothingSeen:
             model(torch.zeros(2, 3))
         with pytest.raises(ObservationError, match="nothing was seen of Sequential: it ran, but called neither"):
             seen.check()
+
+    def test_a_model_that_is_one_module_of_torch(self):
+        model, x = nn.Linear(3, 3), torch.zeros(2, 3)
+        state = state_of(model)
+        with observe(model) as seen:
+            model(x)
+        with pytest.raises(ObservationError, match="nothing was seen of Linear: it ran, but called neither"):
+            seen.check()
+        assert same_state(state, state_of(model))
+        with observe(model) as seen:
+            pass
+        with pytest.raises(ObservationError, match="it did not run to its end"):
+            seen.check()
+
+    def test_attention_that_was_left_out(self, x):
+        model = stack(2)
+        with observe(model, layers=[1]) as seen:
+            model[0](x)
+            with pytest.raises(
+                ObservationError, match="attention appeared in what ran, but was left out: layers= does"
+            ):
+                seen.check()
+            model(x)
+        assert [layer.index for layer in seen.layers] == [1]
 
     def test_a_model_that_did_not_run(self):
         with observe(stack(1)) as seen:

@@ -1,6 +1,7 @@
 """Who sees what, who is refused, and that nothing is left behind."""
 
 import copy
+import pickle
 import threading
 import warnings
 
@@ -12,6 +13,44 @@ from torch import nn
 from multihead.errors import ObservationError, UnsupportedAttentionError
 from multihead.lens import observe
 from tests.lens.hosts import Block, in_thread, nothing_patched, observed, same, same_state, stack, state_of
+
+
+def doubled(x):
+    """A forward that somebody put in the place of a module's own."""
+    return 2 * x
+
+
+class Slim(Block):
+    """A module that says itself what there is to copy."""
+
+    def __getstate__(self):
+        return {**vars(self), "slim": True}
+
+
+class Careful(Block):
+    """A module that copies itself by copying its attributes."""
+
+    def __deepcopy__(self, memo):
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
+
+def attributes_of(model):
+    """The names of what is set on each module itself."""
+    return [sorted(vars(module)) for module in model.modules()]
+
+
+def copied_models():
+    """Models of one layer whose copies differ in how they come about."""
+    changed = nn.Sequential(Block(), nn.Sequential(nn.Identity())).eval()
+    changed[1].forward = doubled
+    return {
+        "stack": stack(1),
+        "torch": nn.TransformerEncoderLayer(14, 2, 13, batch_first=True).eval(),
+        "changed": changed,
+        "own state": nn.Sequential(Slim()).eval(),
+    }
 
 
 @pytest.fixture
@@ -173,6 +212,55 @@ class TestNothingIsLeft:
         assert seen.runs == ()
         assert not torch.equal(different, model(x))
         assert torch.equal(different, twin(x))
+
+    @pytest.mark.parametrize("make", ["stack", "torch", "changed", "own state"])
+    @pytest.mark.parametrize("way", [copy.deepcopy, copy.copy, lambda model: pickle.loads(pickle.dumps(model))])
+    def test_a_copy_is_that_of_an_unobserved_model(self, x, make, way):
+        model = copied_models()[make]
+        state, expected = state_of(model), attributes_of(way(model))
+        with torch.no_grad():
+            plain = model(x)
+            with observe(model) as seen:
+                twin = way(model)
+                if way is not copy.copy:
+                    assert same(twin(x), plain)
+            assert seen.runs == ()
+        assert same_state(state, state_of(model))
+        assert type(twin) is type(model)
+        assert attributes_of(twin) == expected
+        assert len(observed(twin, x).layers) == 1
+        assert nothing_patched()
+
+    def test_a_module_that_copies_its_attributes_itself(self, x):
+        model = Careful().eval()
+        with observe(model) as seen:
+            twin = copy.deepcopy(model)
+            with torch.no_grad():
+                twin.out.weight.zero_()
+            different = twin(x)
+        assert seen.runs == ()
+        assert not torch.equal(different, model(x))
+        again = copy.deepcopy(twin)
+        assert torch.equal(again(x), different)
+        assert torch.equal(pickle.loads(pickle.dumps(twin))(x), different)
+        assert torch.equal(twin.__getstate__()["_modules"]["out"].weight, torch.zeros(14, 14))
+
+    def test_a_graph_is_copied_clean(self):
+        model, x = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 3))), torch.zeros(2, 3)
+        with observe(model):
+            twin = copy.deepcopy(model)
+        assert attributes_of(twin) == attributes_of(copy.deepcopy(model))
+        assert torch.equal(twin(x), model(x))
+
+    def test_a_state_set_meanwhile_stays(self):
+        model = stack(1)
+        with observe(model):
+            model.__getstate__ = dict
+        assert vars(model).pop("__getstate__") is dict
+        with observe(model[0]):
+            state = model[0].__getstate__()
+            assert not {"forward", "__getstate__"} & state.keys()
+        assert nothing_patched()
 
     def test_hooks_and_signatures_work_meanwhile(self, x):
         import inspect

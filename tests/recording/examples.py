@@ -87,7 +87,7 @@ def same_mask(one: Mask | None, other: Mask | None) -> bool:
         return False
     if one is None:
         return True
-    for field in dataclasses.fields(one):
+    for field in (field for field in dataclasses.fields(one) if field.compare):
         mine, theirs = getattr(one, field.name), getattr(other, field.name)
         if isinstance(mine, Tensor):
             equal = same_bits(mine, theirs)

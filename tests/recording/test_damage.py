@@ -1,6 +1,7 @@
 """A file that is no recording, or a damaged, forged or newer one, is refused with one sentence and nothing worse."""
 
 import json
+import os
 import struct
 import tracemalloc
 from pathlib import Path
@@ -60,7 +61,11 @@ class TestWhatIsNoRecording:
         refused(tmp_path / "none.safetensors", "cannot read .*none.safetensors: ")
 
     def test_a_folder(self, tmp_path):
-        refused(tmp_path, "cannot read|no recording")
+        refused(tmp_path, "cannot read .*: it is a folder; recordings are files")
+
+    def test_a_pipe(self, tmp_path):
+        os.mkfifo(tmp_path / "run.safetensors")
+        refused(tmp_path / "run.safetensors", "cannot read .*: it is a named pipe")
 
     @pytest.mark.parametrize(
         "content",

@@ -2,6 +2,7 @@
 
 from dataclasses import FrozenInstanceError, replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -340,3 +341,48 @@ class TestSequence:
     def test_with_few_things_kept(self):
         layer = Layer(index=0, name="a", host="sdpa", sizes=Sizes(2, 3, 5, 7), heads=(1,))
         assert Recording((layer,), {}).sequence(1).layers[0].sizes.batch == 1
+
+
+@pytest.mark.usefixtures("as_users_run")
+class TestNumbersAsPeopleGiveThem:
+    @pytest.fixture
+    def recording(self):
+        return recording_of(selected(square()))
+
+    @pytest.mark.parametrize(
+        ("ask", "message"),
+        [
+            (lambda r: r.rows(0, 8), r"queries=8 is no list of numbers: say queries=\[8\]\."),
+            (lambda r: r.rows(0, [1.5]), r"queries contains 1\.5, which is no whole number"),
+            (lambda r: r.rows(0, slice(2)), r"queries=slice\(None, 2, None\) is no list .*queries=range\(2\)"),
+            (lambda r: r.rows(0, [1], heads=1), r"heads=1 is no list of numbers: say heads=\[1\]\."),
+            (lambda r: r.rows(0, [1], heads={0: [1]}), r"heads=\{0: \[1\]\} is no list of numbers"),
+            (lambda r: r.rows(0, [1], heads=[True]), "heads contains True, which is no whole number"),
+            (lambda r: r.rows(0, [1], item=0.0), r"item=0\.0 is no whole number"),
+            (lambda r: r.rows("0", [1]), "layer='0' is no whole number"),
+            (lambda r: r.layer([0]), r"layer=\[0\] is no whole number"),
+            (lambda r: r.columns(0, 8), r"keys=8 is no list of numbers: say keys=\[8\]\."),
+            (lambda r: r.tile(0, 2, 3), r"queries=2 is neither slice nor range: say for example queries=range\(2, 5\)"),
+            (lambda r: r.tile(0, slice(2), [3]), r"keys=\[3\] is neither slice nor range"),
+            (lambda r: r.top(None), r"token=None is neither a word nor a position\."),
+            (lambda r: r.top(2.5), r"token=2\.5 is neither a word nor a position"),
+            (lambda r: r.positions(True), "token=True is neither a word nor a position"),
+            (lambda r: r.positions("govern", occurrence=0.5), r"occurrence=0\.5 is no whole number"),
+            (lambda r: r.top("less", count="3"), "count='3' is no whole number"),
+            (lambda r: r.top("less", layers=0), r"layers=0 is no list of numbers: say layers=\[0\]\."),
+            (lambda r: r.top("less", heads=1), r"heads=1 is no list of numbers: say heads=\[1\]\."),
+        ],
+    )
+    def test_what_means_nothing_is_refused(self, recording, ask, message):
+        with pytest.raises(TypeError, match=message):
+            ask(recording)
+
+    def test_numpys_and_torchs_numbers(self, recording):
+        rows = recording.rows(0, [2, 5], heads=[1], item=1)
+        queries, heads = np.array([2, 5]), torch.tensor([1])
+        assert same_bits(recording.rows(np.int64(0), queries, heads=heads, item=np.int64(1)), rows)
+        assert same_bits(recording.columns(0, torch.tensor([2])), recording.columns(0, [2]))
+        assert recording.positions(np.int64(2)) == (2,)
+        two = recording.top(2, count=3, layers=[0], heads=[4])
+        assert recording.top(np.int64(2), count=np.int64(3), layers=np.array([0]), heads=(np.int8(4),)) == two
+        assert recording.top(torch.tensor(2), count=3, heads=[4]) == two

@@ -276,9 +276,19 @@ class TestWriting:
 
     def test_a_path_that_is_a_folder(self, tmp_path):
         (tmp_path / "folder").mkdir()
-        with pytest.raises(RecordingError, match=r"cannot write .*folder: Is a directory\."):
+        with pytest.raises(RecordingError, match="folder is a folder: name a file in it"):
             recording_of().save(tmp_path / "folder")
         assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+    @pytest.mark.parametrize("linked", [False, True])
+    def test_a_path_that_is_a_pipe(self, tmp_path, linked):
+        os.mkfifo(tmp_path / "pipe")
+        if linked:
+            (tmp_path / "link").symlink_to("pipe")
+        with pytest.raises(RecordingError, match=r"(is|leads to) a named pipe, which a new file would replace"):
+            recording_of().save(tmp_path / ("link" if linked else "pipe"))
+        assert (tmp_path / "pipe").is_fifo()
+        assert len(list(tmp_path.iterdir())) == 1 + linked
 
     def test_a_link_stays_a_link(self, tmp_path):
         (tmp_path / "link").symlink_to(tmp_path / "target")

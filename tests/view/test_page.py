@@ -404,6 +404,19 @@ def test_places_that_cannot_be_written(tmp_path):
         write_page(good, tmp_path)
     with pytest.raises(FileNotFoundError):
         write_page(good, tmp_path / "absent" / "page.html")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="pipe is a named pipe, which a new file would replace"):
+        write_page(good, tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "link.html").symlink_to("page.html")
+    for _ in range(2):
+        assert write_page(recording_of(layer_of(made_call())), tmp_path / "link.html") == tmp_path / "link.html"
+        assert (tmp_path / "link.html").is_symlink()
+        assert Page((tmp_path / "page.html").read_text()).document["layers"]
 
 
 def test_a_page_opens_at_a_word_that_tells_something():

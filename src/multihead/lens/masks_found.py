@@ -219,7 +219,7 @@ class _Spans:
             window = _window(left, right, sizes)
             real = self._padding(left, right, sizes)
             if window is None or real is None:
-                yield window or real
+                yield real if window is None else window
             else:
                 yield window & real
 

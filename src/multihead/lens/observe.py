@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from multihead.core import Statistics
+from multihead.core.statistics import check_statistics
 from multihead.errors import ObservationError
 from multihead.lens.adapters import huggingface
 from multihead.lens.patching import watching
@@ -58,6 +59,8 @@ def observe(
             already, or computing its attention where it cannot be seen. The message says what to do.
         UnsupportedAttentionError: from inside the model's forward: one attention of it cannot be observed.
         ValueError: layers, heads or queries that the model does not have; from its forward, where only that can tell.
+            Also where nothing is chosen, or heads are chosen of layers that are not.
+        TypeError: arguments of other kinds; the message says what to write.
 
     Memory: the statistics, q and k of what is observed, and one tile of scores at a time; never a Lq × Lk tensor.
 
@@ -75,6 +78,7 @@ def observe(
         raise ValueError(f'unsupported={unsupported!r} is neither "raise" nor "skip".')
     if not isinstance(model, nn.Module):
         raise TypeError(f"observe takes a torch.nn.Module, got a {type(model).__name__}.")
+    check_statistics(statistics)
     _refuse(model)
     selection = Selection(layers, heads, queries)
     return _observing(model, selection, statistics, qk=qk, verify=verify, skip=unsupported == "skip")
@@ -87,7 +91,7 @@ def _observing(
     seen = Seen(type(model).__name__, _provenance(model) | selection.words())
 
     def finished(run: Run) -> bool:
-        return seen._add(run.sights)
+        return seen._add(run.sights, run.calls)
 
     watch = Watch(model, selection, statistics=statistics, qk=qk, verify=verify, skip=skip, finished=finished)
     for sentence in huggingface.other_implementations(model):

@@ -3,12 +3,14 @@
 Three things are replaced while someone observes: the ``forward`` of each module of the model, on the instance; the
 "sdpa" entry of transformers' table of attention functions; and, only where a model has its own subclass of a module
 with a fast path, that module's class-level ``forward``. The last two are shared by all observers and counted, and pass
-straight through for whoever is not observing.
+straight through for whoever is not observing. A copy or a pickle made meanwhile is that of an unobserved module: beside
+``forward``, ``__getstate__`` is set on the instance, which Python asks what there is to copy.
 """
 
 import contextlib
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -63,7 +65,7 @@ def watching(model: nn.Module, watch: Watch) -> Iterator[None]:
     modules = dict(model.named_modules())
     with _registered(model, modules), contextlib.ExitStack() as stack:
         for name, module in modules.items():
-            if _may_attend(module):
+            if not name or _may_attend(module):
                 stack.enter_context(_forward_replaced(watch, module, name))
         for shared in _needed(modules.values()):
             stack.enter_context(shared.replaced())
@@ -100,17 +102,43 @@ def _may_attend(module: nn.Module) -> bool:
 @contextlib.contextmanager
 def _forward_replaced(watch: Watch, module: nn.Module, name: str) -> Iterator[None]:
     attributes = vars(module)
-    had, before = "forward" in attributes, attributes.get("forward")
-    ours = attributes["forward"] = Forward(watch, module, name)
+    ours: dict[str, Any] = {"forward": Forward(watch, module, name)}
+    before = {attribute: attributes[attribute] for attribute in ("forward", "__getstate__") if attribute in attributes}
+    ours["__getstate__"] = _CleanState(module, ours, before)
+    attributes.update(ours)
     try:
         yield
     finally:
-        # whoever put something else there meanwhile keeps it; ours, inside it, passes straight through from now on
-        if attributes.get("forward") is ours:
-            if had:
-                attributes["forward"] = before
+        for attribute, value in ours.items():
+            # whoever put something else there meanwhile keeps it; ours, inside it, passes straight through from now on
+            if attributes.get(attribute) is not value:
+                continue
+            if attribute in before:
+                attributes[attribute] = before[attribute]
             else:
-                del attributes["forward"]
+                del attributes[attribute]
+
+
+class _CleanState:
+    """A module's ``__getstate__`` while it is observed: what there is to copy or to pickle if nobody observed it."""
+
+    def __init__(self, module: nn.Module, ours: dict[str, Any], before: dict[str, Any]) -> None:
+        self.module = weakref.ref(module)
+        self.original = module.__getstate__
+        self.ours, self.before = ours, before
+
+    def __call__(self) -> Any:
+        state = self.original()
+        if not isinstance(state, dict):
+            return state
+        replaced = {attribute for attribute, value in self.ours.items() if state.get(attribute) is value}
+        kept = {attribute: value for attribute, value in state.items() if attribute not in replaced}
+        return kept | {attribute: self.before[attribute] for attribute in replaced & self.before.keys()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A module that copies its attributes itself has a copy with a state of its own."""
+        copied = memo.get(id(self.module()))
+        return self.original if copied is None else type(copied).__getstate__.__get__(copied)
 
 
 def _needed(modules: Any) -> list[Shared]:

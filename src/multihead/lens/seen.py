@@ -36,6 +36,7 @@ class Seen:
         self._provenance = dict(provenance)
         self._runs: list[tuple[Sight, ...]] = []
         self._forwards = 0
+        self._calls = 0
         self._elsewhere = False
 
     @property
@@ -97,9 +98,10 @@ class Seen:
         last = f", {len(self._runs[-1])} layers in the last" if runs else ""
         return f"Seen({self._model}: {runs} runs{last})"
 
-    def _add(self, sights: list[Sight]) -> bool:
-        """Take a run in; whether there was anything in it."""
+    def _add(self, sights: list[Sight], calls: int) -> bool:
+        """Take a run in, with the number of attentions that appeared; whether any was seen."""
         self._forwards += 1
+        self._calls += calls
         if sights:
             self._runs.append(tuple(sights))
         return bool(sights)
@@ -112,6 +114,11 @@ class Seen:
         return self._runs[number]
 
     def _why_nothing(self) -> str:
+        if self._calls:
+            return (
+                "attention appeared in what ran, but was left out: layers= does not name it, or it cannot be observed, "
+                "as a warning said."
+            )
         if self._forwards:
             return (
                 "it ran, but called neither torch.nn.functional.scaled_dot_product_attention, nn.MultiheadAttention, "

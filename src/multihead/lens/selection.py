@@ -1,9 +1,10 @@
 """Which layers, heads and queries are observed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from multihead.conventions import checked_indices, in_words, nearest
+from multihead.counting import whole, whole_numbers
 
 LayerChoice = int | str
 """A layer's number in the order of the run, or a pattern of its module's path."""
@@ -25,7 +26,7 @@ class Selection:
         queries: query positions; None: all.
 
     Raises:
-        ValueError: a number is negative, something is named twice or contradicts itself.
+        ValueError: a number is negative, something is named twice or contradicts itself, or no layer is named.
         TypeError: something is neither a number nor a pattern.
     """
 
@@ -35,18 +36,17 @@ class Selection:
         heads: HeadChoice | None = None,
         queries: Sequence[int] | None = None,
     ) -> None:
-        layers = [layers] if isinstance(layers, int | str) else layers
+        self.layers = None if layers is None else _choices(layers)
         self.by_layer: dict[LayerChoice, tuple[int, ...]] | None = None
         self.heads: tuple[int, ...] | None = None
         if isinstance(heads, Mapping):
             self.by_layer = {_choice(layer): _numbers("heads", chosen) for layer, chosen in heads.items()}
         elif heads is not None:
             self.heads = _numbers("heads", heads)
-        self.layers = None if layers is None else tuple(_choice(layer) for layer in layers)
-        if self.layers is not None and len(set(self.layers)) != len(self.layers):
-            raise ValueError(f"layers {list(self.layers)} names one twice.")
         if self.by_layer is not None and self.layers is None:
             self.layers = tuple(self.by_layer)
+        if self.layers is not None:
+            _check_layers(self.layers, self.by_layer or {})
         self.queries = None if queries is None else tuple(sorted(_numbers("queries", queries)))
 
     def wants(self, index: int, name: str) -> bool:
@@ -61,8 +61,13 @@ class Selection:
         """
         chosen = self.heads
         if self.by_layer is not None:
-            chosen = next((heads for layer, heads in self.by_layer.items() if _means(layer, index, name)), None)
+            layer = self._said_by(index, name)
+            chosen = None if layer is None else self.by_layer[layer]
         return tuple(range(count)) if chosen is None else checked_indices("heads", chosen, count)
+
+    def _said_by(self, index: int, name: str) -> LayerChoice | None:
+        """Which entry of ``{layer: heads}`` says the heads of a layer: the first that means it."""
+        return next((layer for layer in self.by_layer or () if _means(layer, index, name)), None)
 
     def queries_of(self, count: int) -> tuple[int, ...] | None:
         """The chosen queries of a layer that has ``count``, ascending; None for all.
@@ -73,10 +78,11 @@ class Selection:
         return None if self.queries is None else checked_indices("queries", self.queries, count)
 
     def check(self, names: Sequence[str]) -> None:
-        """Whether all that was chosen is among the layers that appeared.
+        """Whether all that was chosen is among the layers that appeared, and says something about one of them.
 
         Raises:
-            ValueError: a number is out of range, or a pattern matches nothing; the message says what there is.
+            ValueError: a number is out of range, a pattern matches nothing, or heads were chosen for nothing; the
+                message says what there is.
         """
         missing = [
             layer
@@ -93,6 +99,10 @@ class Selection:
                 f"layers {missing[0]!r} matches no attention of this model: try {in_words(map(repr, close), 'or')}, "
                 "a pattern such as '*.2.*', or a number."
             )
+        used = {self._said_by(index, name) for index, name in enumerate(names) if self.wants(index, name)}
+        unused = [layer for layer in self.by_layer or () if layer not in used]
+        if unused:
+            raise _for_nothing(unused[0])
 
     def words(self) -> dict[str, str]:
         """The selection as text, for a recording's provenance; nothing for what was not restricted."""
@@ -116,28 +126,53 @@ def _means(choice: LayerChoice, index: int, name: str) -> bool:
     return any(fnmatchcase(".".join(parts[: end + 1]), choice) for end in range(len(parts)))
 
 
+def _choices(layers: LayerChoice | Sequence[LayerChoice]) -> tuple[LayerChoice, ...]:
+    """Numbers and patterns; one by itself is a list of one."""
+    if isinstance(layers, Mapping):
+        raise TypeError(f"layers={layers!r} is no list of layers: heads={{layer: heads}} chooses both.")
+    if isinstance(layers, str) or not isinstance(layers, Iterable) or getattr(layers, "ndim", 1) == 0:
+        return (_choice(layers),)
+    chosen = tuple(_choice(layer) for layer in layers)
+    if not chosen:
+        raise ValueError("layers=[] chooses nothing: name some, or leave layers out for all of them.")
+    if len(set(chosen)) != len(chosen):
+        raise ValueError(f"layers {list(chosen)} names one twice.")
+    return chosen
+
+
+def _check_layers(layers: tuple[LayerChoice, ...], by_layer: Mapping[LayerChoice, object]) -> None:
+    """Raise ``ValueError`` where nothing is chosen, or heads of layers that are not; patterns show only in the run."""
+    if not layers:
+        raise ValueError("heads={} chooses nothing: name some layers, or leave heads out for all of them.")
+    if all(isinstance(layer, int) for layer in layers):
+        left_out = [layer for layer in by_layer if isinstance(layer, int) and layer not in layers]
+        if left_out:
+            raise _for_nothing(left_out[0])
+
+
+def _for_nothing(layer: LayerChoice) -> ValueError:
+    return ValueError(
+        f"heads of layer {layer!r} were chosen for nothing: layers= leaves it out, or an entry before it names it too. "
+        "Add it to layers, or take its heads away."
+    )
+
+
 def _choice(layer: object) -> LayerChoice:
     if isinstance(layer, str):
         return layer
-    number = _number("layers", layer)
+    try:
+        number = whole("layers", layer)
+    except TypeError:
+        raise TypeError(f"layers={layer!r} is neither a layer's number nor a pattern of module paths.") from None
     if number < 0:
         raise ValueError(f"layers {number} is negative: layers count from 0 in the order of the run.")
     return number
 
 
 def _numbers(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(values, int | str):
-        raise TypeError(f"{name}={values!r} is no list of numbers: say {name}=[{values}].")
-    numbers = tuple(_number(name, value) for value in values)
+    numbers = whole_numbers(name, values)
     if any(number < 0 for number in numbers):
         raise ValueError(f"{name} {in_words(n for n in numbers if n < 0)} out of range: {name} count from 0.")
     if len(set(numbers)) != len(numbers):
         raise ValueError(f"{name} {list(numbers)} names one twice.")
     return numbers
-
-
-def _number(name: str, value: object) -> int:
-    try:
-        return value.__index__()  # type: ignore[attr-defined]
-    except AttributeError:
-        raise TypeError(f"{name} contains {value!r}, which is no whole number.") from None

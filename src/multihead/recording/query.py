@@ -14,6 +14,7 @@ from torch import Tensor
 
 from multihead.conventions import in_words, statistics_dtype
 from multihead.core import AttentionCall, PartOfMask
+from multihead.counting import whole, whole_numbers
 from multihead.errors import RecordingError
 from multihead.kernels.collectors import largest
 from multihead.kernels.tiles import TILE_SCORES, Part, biased_and_masked, capped_scores
@@ -66,6 +67,7 @@ def weights(
 
     Raises:
         RecordingError: something asked for was not recorded.
+        TypeError: what is asked for are no lists of numbers.
     """
     q, _, _ = kept_of(layer)
     check_item(item, layer.sizes.batch)
@@ -148,8 +150,8 @@ def kept_of(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def check_item(item: int, batch: int) -> None:
-    """Raise ``RecordingError`` unless there is such a sequence in the batch."""
-    if not 0 <= item < batch:
+    """Raise ``RecordingError`` unless there is such a sequence in the batch, ``TypeError`` unless it is a number."""
+    if not 0 <= whole("item", item) < batch:
         raise RecordingError(f"there is no sequence {item}: recorded are {numbers(range(batch))}.")
 
 
@@ -175,16 +177,16 @@ def numbers(kept: Sequence[int]) -> str:
 
 def _places(what: str, wanted: Sequence[int] | None, kept: Sequence[int], layer: int) -> Sequence[int]:
     """Where the wanted numbers stand among the kept ones."""
+    plural = {"query": "queries"}.get(what, f"{what}s")
     if wanted is None:
         return range(len(kept))
-    whole = isinstance(kept, range)
-    if whole and isinstance(wanted, range) and all(end in kept for end in wanted[:: max(1, len(wanted) - 1)]):
+    everything = isinstance(kept, range)
+    if everything and isinstance(wanted, range) and all(end in kept for end in wanted[:: max(1, len(wanted) - 1)]):
         return wanted
-    place_of = None if whole else {number: place for place, number in enumerate(kept)}
-    wanted = [int(number) for number in wanted]
+    place_of = None if everything else {number: place for place, number in enumerate(kept)}
+    wanted = whole_numbers(plural, wanted)
     absent = [number for number in wanted if number not in (kept if place_of is None else place_of)]
     if absent:
-        plural = {"query": "queries"}.get(what, f"{what}s")
         raise RecordingError(
             f"{what} {numbers(absent)} of layer {layer} was not recorded: its {plural} are {numbers(kept)}."
         )

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from multihead.conventions import in_words
+from multihead.counting import whole, whole_numbers
 from multihead.errors import RecordingError, SourceError
 from multihead.recording.layer import Layer
 from multihead.recording.query import Link, check_item, ends_of, numbers, strongest, token_at, weights
@@ -98,7 +99,9 @@ class Recording:
 
         Raises:
             RecordingError: there is none; the message names those there are.
+            TypeError: ``index`` is no whole number.
         """
+        index = whole("layer", index)
         for layer in self.layers:
             if layer.index == index:
                 return layer
@@ -123,6 +126,7 @@ class Recording:
 
         Raises:
             RecordingError: queries, keys or log-sum-exp were not kept, or not those of the chosen heads and queries.
+            TypeError: queries or heads are no lists of numbers; a single one is a list too, ``[18]``.
 
         Memory: the answer and one tile.
         """
@@ -146,10 +150,14 @@ class Recording:
         """A rectangle of weights, (heads, queries, keys). See :meth:`rows`.
 
         A slice counts by the model's own numbers, as in Python; ``slice(None)`` is all that were recorded.
+
+        Raises:
+            TypeError: queries or keys are neither slice nor range.
         """
         chosen = self.layer(layer)
-        wanted = None if queries == slice(None) else _range(queries, chosen.sizes.queries)
-        return weights(chosen, wanted, _range(keys, chosen.sizes.keys), heads=heads, item=item)
+        asking = _range("queries", queries, chosen.sizes.queries)
+        answering = _range("keys", keys, chosen.sizes.keys)
+        return weights(chosen, None if queries == slice(None) else asking, answering, heads=heads, item=item)
 
     def positions(
         self, token: str | int, text: str | None = None, item: int = 0, *, occurrence: int | None = None
@@ -165,9 +173,14 @@ class Recording:
 
         Raises:
             SourceError: it is not there; the message suggests tokens that look like it.
+            TypeError: ``token`` is neither text nor a whole number.
         """
         tokens = self._tokens(text, item)
-        if isinstance(token, int):
+        if not isinstance(token, str):
+            try:
+                token = whole("token", token)
+            except TypeError:
+                raise TypeError(f"token={token!r} is neither a word nor a position.") from None
             if not 0 <= token < len(tokens):
                 raise SourceError(
                     f"position {token} is not in the text: it has positions {numbers(range(len(tokens)))}."
@@ -179,7 +192,7 @@ class Recording:
             advice = f"did you mean {in_words(near, 'or')}?" if near else "a number names a position instead."
             raise SourceError(f"{shown(token)!r} is not among the {len(tokens)} tokens: {advice}")
         if occurrence is not None:
-            if not 0 <= occurrence < len(found):
+            if not 0 <= whole("occurrence", occurrence) < len(found):
                 there = numbers(range(len(found)))
                 raise SourceError(
                     f"{shown(token)!r} occurs {_count(len(found), 'time')}: occurrence is one of {there}."
@@ -214,6 +227,7 @@ class Recording:
         Raises:
             SourceError: the token is not there.
             RecordingError: what weights are recomputed from was not recorded.
+            ValueError, TypeError: other arguments that mean nothing; the message says what to write.
 
         Memory: one head's weights from, or to, the token's positions.
         """
@@ -221,10 +235,11 @@ class Recording:
             raise ValueError(
                 f"direction={direction!r} is neither 'from' (the token as a query) nor 'to' (the token as a key)."
             )
-        if count < 1:
+        if whole("count", count) < 1:
             raise ValueError(f"count={count} asks for no link: it is at least 1.")
         check_item(item, self.batch)
-        chosen = self.layers if layers is None else [self.layer(index) for index in layers]
+        chosen = self.layers if layers is None else [self.layer(index) for index in whole_numbers("layers", layers)]
+        heads = None if heads is None else whole_numbers("heads", heads)
         self._check_heads(heads, chosen)
         names = [layer.query_text if direction == "from" else layer.key_text for layer in chosen]
         found = self._find(
@@ -299,10 +314,12 @@ class Recording:
     def save(self, path: "str | os.PathLike[str]") -> None:
         """Write the recording as one safetensors file; :func:`multihead.load` opens it again, bit for bit the same.
 
-        The file appears whole or not at all: an older one of this name stays until the new one is complete.
+        The file appears whole or not at all: an older one of this name stays until the new one is complete. A symbolic
+        link stays, and the file that it leads to is written.
 
         Raises:
-            RecordingError: the path cannot be written, or something cannot be stored; the message says what.
+            RecordingError: the path cannot be written, or names a folder, a pipe or a device; or something cannot be
+                stored. The message says what.
         """
         from multihead.recording.store import save
 
@@ -329,7 +346,9 @@ def _check_text(name: str, sequences: Sequence[Sequence[str]], layers: Sequence[
         )
 
 
-def _range(chosen: slice | range, size: int) -> range:
+def _range(name: str, chosen: slice | range, size: int) -> range:
+    if not isinstance(chosen, slice | range):
+        raise TypeError(f"{name}={chosen!r} is neither slice nor range: say for example {name}=range(2, 5).")
     return chosen if isinstance(chosen, range) else range(*chosen.indices(size))
 
 

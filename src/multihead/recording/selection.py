@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from multihead.core import Measurements, PartOfMask
-from multihead.masks import And, Dense, Documents, Mask, Not, Or, Padding
+from multihead.masks import And, Causal, Dense, Documents, Mask, Not, Or, Padding, Prefix, SlidingWindow
 from multihead.recording.layer import Layer
 
 
@@ -53,7 +53,7 @@ def _knows_batch(mask: Mask) -> bool:
         case Not(inner):
             return _knows_batch(inner)
         case _:
-            return type(mask).__module__ == Mask.__module__
+            return type(mask) in (Causal, SlidingWindow, Padding, Documents, Prefix, Dense)
 
 
 def sequence_of(tensor: Tensor, item: int) -> Tensor:

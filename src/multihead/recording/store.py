@@ -12,8 +12,7 @@ of all of them at once; q and k as models make them are transposed views. Here o
 """
 
 import json
-import os
-import secrets
+import os  # noqa: TC003
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from multihead.errors import RecordingError
+from multihead.files import written_whole
 from multihead.recording.layer import Layer
 from multihead.recording.recording import Recording
 from multihead.recording.schema import DTYPES, FORMAT, SCHEMA, Form, parse
@@ -112,36 +112,17 @@ def _plain(tensor: Tensor) -> _Saved:
 
 def save(recording: Recording, path: "str | os.PathLike[str]") -> None:
     """Write a recording; see :meth:`multihead.recording.Recording.save`."""
-    target = Path(os.path.realpath(path))
     try:
         contents = _Contents(recording)
         writer = _Writer(contents)
     except (ValueError, TypeError) as error:
         raise RecordingError(f"this recording cannot be saved: {error}.") from error
-    part = target.parent / f".{secrets.token_hex(8)}.part"
     try:
-        try:
-            with part.open("xb") as file:
-                writer.write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-        _sync_folder(target.parent)
+        with written_whole(path) as part, part.open("wb") as file:
+            writer.write(file)
     except OSError as error:
-        raise RecordingError(f"cannot write {target}: {error.strerror or error}.") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a renaming in a folder last through a power cut, where the system can open folders."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        words = f"cannot write {path}: {error.strerror}." if error.strerror else str(error)
+        raise RecordingError(words) from error
 
 
 class _Writer:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from multihead.core import Measurements
 from multihead.errors import RecordingError
+from multihead.files import other_than_a_file
 from multihead.masks import Mask
 from multihead.recording.layer import Layer
 from multihead.recording.schema import DTYPES, FORMAT, SCHEMA, Form, Header, LayerHeader, parse
@@ -72,6 +73,10 @@ class StoredFile:
             RecordingError: it is no recording, or a damaged or newer one.
         """
         try:
+            kind = other_than_a_file(path)
+            if kind is not None:
+                # a pipe that nobody writes to would be waited for without end
+                raise RecordingError(f"cannot read {path}: it is {kind}; recordings are files.")
             handle = safe_open(path, framework="pt")
         except OSError as error:
             raise RecordingError(f"cannot read {path}: {error.strerror or error}.") from error

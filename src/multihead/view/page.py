@@ -4,11 +4,11 @@ import html
 import json
 import math
 import os
-import secrets
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
+from multihead.files import written_whole
 from multihead.recording import Layer, Recording
 from multihead.version import __version__
 from multihead.view.codec import ACCURACY, encode_all, kept
@@ -116,25 +116,17 @@ def write_page(
 ) -> Path:
     """Write :func:`page` to a file, whole or not at all, over one that is there; the path.
 
+    A symbolic link stays, and the file that it leads to is written.
+
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; ``IsADirectoryError`` over a folder, ``FileExistsError`` over a pipe, a
+            socket or a device.
         ValueError: as :func:`page`.
     """
-    target = Path(path)
-    write_whole(target, page(recording, title=title, start=start, item=item, accuracy=accuracy))
-    return target
-
-
-def write_whole(target: Path, text: str) -> None:
-    """Write a text file beside its place and then move it there, so that nobody ever sees half of it."""
-    if target.is_dir():
-        raise IsADirectoryError(f"{target} is a folder: name a file in it.")
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
+    text = page(recording, title=title, start=start, item=item, accuracy=accuracy)
+    with written_whole(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    return Path(path)
 
 
 def json_in_html(value: object) -> str:
