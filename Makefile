@@ -16,8 +16,11 @@ view: .venv/demo.stamp
 
 test: test-python test-viewer
 
+# The second run is without the shape checks of the first, which a compiler cannot see through.
 test-python: .venv/dev.stamp
 	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto tests/as_users_run \
+		--override-ini addopts="--strict-markers --strict-config --import-mode=importlib -ra"
 
 # Node.js is needed to change the page, not to use it: without it, the page's own unit tests cannot run.
 test-viewer:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from multihead.version import __version__
 
 if TYPE_CHECKING:
-    from multihead import errors, masks, positions, torch_compat
+    from multihead import biases, errors, masks, models, positions, torch_compat
     from multihead.core import Measurements, Statistics
     from multihead.functional import attention, inspect
     from multihead.layer import FixedCache, GrowingCache, MultiHeadAttention, SlidingCache
@@ -26,10 +26,12 @@ __all__ = [
     "Statistics",
     "__version__",
     "attention",
+    "biases",
     "errors",
     "inspect",
     "load",
     "masks",
+    "models",
     "observe",
     "positions",
     "torch_compat",

@@ -199,7 +199,9 @@ def test_choosing_is_explained():
     assert (found["sdpa"], found["chunked"]) == ("runs", "could run")
     found = explain(random_call(sinks=True))
     assert (found["sdpa"], found["chunked"]) == ("refuses: it has no learned sinks", "runs")
-    assert found["dense"] == "refuses: nothing is traced, and it would form all weights"
+    assert found["dense"] == "refuses: it is for what torch traces, and forms all weights"
+    found = explain(AttentionCall(*(tensor.to("meta") for tensor in torch.zeros(3, 1, 2, 3, 4)), softcap=2.0))
+    assert (found["chunked"], found["dense"]) == ("refuses: torch cannot trace it", "runs")
 
 
 def test_a_mask_too_large_to_be_dense_goes_to_chunked(monkeypatch):

@@ -1,5 +1,6 @@
 """One attention computation: the narrow waist between those who ask for attention and those who compute it."""
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -48,17 +49,20 @@ class AttentionCall:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_tensors(self.q, self.k, self.v)
-        sizes, device = self.sizes, self.q.device
+        if not _fit(self.q, self.k, self.v):
+            _say_what_does_not_fit(self.q, self.k, self.v)
+        sizes = self.sizes
         if self.mask is not None:
             if not isinstance(self.mask, Mask):
                 raise TypeError(f"mask is {kind_of(self.mask)}, expected a mask of multihead.masks.")
             self.mask.check(sizes)
-            _check_place("mask", self.mask, device)
-        if isinstance(self.bias, Bias):
+            _check_place("mask", self.mask, self.q.device)
+        if self.bias is None:
+            pass
+        elif isinstance(self.bias, Bias):
             self.bias.check(sizes)
-            _check_place("bias", self.bias, device)
-        elif self.bias is not None:
+            _check_place("bias", self.bias, self.q.device)
+        else:
             _check_bias(self.bias, sizes, self.q)
             if self.bias.ndim < 4:
                 object.__setattr__(self, "bias", self.bias[(None,) * (4 - self.bias.ndim)])
@@ -68,7 +72,7 @@ class AttentionCall:
         if self.sinks is not None:
             _check_sinks(self.sinks, sizes, self.q)
 
-    @property
+    @functools.cached_property
     def sizes(self) -> Sizes:
         """Batch, heads, queries and keys."""
         batch, heads, queries, _ = self.q.shape
@@ -156,7 +160,26 @@ def check_scores(scale: float | None, softcap: float | None, dropout: float) -> 
         raise ValueError(f"dropout={dropout} is no probability below 1: 0 drops nothing.")
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+def _fit(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether three tensors belong together, in as few operations as can be: every call of every layer asks."""
+    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
+        return False
+    if q.is_nested or k.is_nested or v.is_nested or not q.ndim == k.ndim == v.ndim == 4:
+        return False
+    asking, keys, values = q.shape, k.shape, v.shape
+    return (
+        asking[0] == keys[0] == values[0]
+        and keys[1] == values[1]
+        and keys[2] == values[2]
+        and asking[3] == keys[3]
+        and bool(keys[1] and not asking[1] % keys[1])
+        and q.dtype == k.dtype == v.dtype
+        and q.device == k.device == v.device
+        and q.is_floating_point()
+    )
+
+
+def _say_what_does_not_fit(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} is {kind_of(tensor)}, expected a tensor: torch.as_tensor makes one.")

@@ -14,12 +14,12 @@ def split_heads(x: Float[Tensor, "batch token width"], num_heads: int) -> Float[
     Raises:
         ValueError: the last axis is not a multiple of ``num_heads``.
     """
-    width = x.shape[-1]
+    batch, tokens, width = x.shape
     if num_heads < 1 or width % num_heads:
         raise ValueError(
             f"{width} features do not split into num_heads={num_heads}: try {in_words(divisors(width), 'or')} heads."
         )
-    return x.unflatten(-1, (num_heads, width // num_heads)).transpose(1, 2)
+    return x.view(batch, tokens, num_heads, width // num_heads).transpose(1, 2)
 
 
 def merge_heads(x: Float[Tensor, "batch head token dim"]) -> Float[Tensor, "batch token width"]:

@@ -12,8 +12,11 @@ from multihead.errors import NoKernelError
 from multihead.kernels import chunked, dense, packed, sdpa, steps
 from multihead.kernels.tracing import traced
 
-KERNELS: tuple[ModuleType, ...] = (steps, packed, sdpa, chunked, dense)
-"""Every kernel that gives an output, fastest first. A kernel is a module with NAME, refuses(call) and attend(call)."""
+KERNELS: tuple[ModuleType, ...] = (steps, packed, sdpa, chunked)
+"""Every kernel that computes numbers, fastest first. A kernel is a module with NAME, refuses(call) and attend(call)."""
+
+TRACEABLE: tuple[ModuleType, ...] = (sdpa, dense)
+"""Those that torch can follow instead, when it compiles, exports, traces or transforms what calls them."""
 
 
 def choose(call: AttentionCall) -> ModuleType:
@@ -22,15 +25,12 @@ def choose(call: AttentionCall) -> ModuleType:
     Raises:
         NoKernelError: each kernel refuses; the message holds their reasons.
     """
-    reasons = {}
-    for kernel in KERNELS:
-        reason = kernel.refuses(call)
-        if reason is None:
+    kernels = TRACEABLE if traced(call) else KERNELS
+    for kernel in kernels:
+        if kernel.refuses(call) is None:
             return kernel
-        reasons[kernel.NAME] = reason
-    raise NoKernelError(
-        f"no kernel computes this attention: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}."
-    )
+    reasons = "; ".join(f"{kernel.NAME}: {kernel.refuses(call)}" for kernel in kernels)
+    raise NoKernelError(f"no kernel computes this attention: {reasons}.")
 
 
 def explain(call: AttentionCall) -> dict[str, str]:
@@ -42,16 +42,15 @@ def explain(call: AttentionCall) -> dict[str, str]:
     >>> reasons["sdpa"], reasons["chunked"]
     ('refuses: it has no softcap', 'runs')
     """
-    chosen = choose(call)
-    reasons = {kernel.NAME: kernel.refuses(call) for kernel in KERNELS}
-    return {
-        kernel.NAME: f"refuses: {reasons[kernel.NAME]}"
-        if reasons[kernel.NAME]
-        else "runs"
-        if kernel is chosen
-        else "could run"
-        for kernel in KERNELS
-    }
+    chosen, follows = choose(call), traced(call)
+    found = {}
+    for kernel in (*KERNELS, dense):
+        if kernel not in (TRACEABLE if follows else KERNELS):
+            reason = "torch cannot trace it" if follows else "it is for what torch traces, and forms all weights"
+        else:
+            reason = kernel.refuses(call)
+        found[kernel.NAME] = f"refuses: {reason}" if reason else "runs" if kernel is chosen else "could run"
+    return found
 
 
 def attend(call: AttentionCall) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from multihead.core import AttentionCall
 from multihead.kernels import sdpa
-from multihead.kernels.tracing import traced
 from multihead.masks import And, Causal, Documents, Mask, causal
 
 NAME = "packed"
@@ -20,9 +19,7 @@ NAME = "packed"
 
 def refuses(call: AttentionCall) -> str | None:
     """Why this kernel cannot compute a call."""
-    if traced(call):
-        return "a trace does not know where documents end"
-    documents, inside = _taken_apart(call.mask)
+    documents, inside = (None, None) if call.mask is None else _taken_apart(call.mask)
     if documents is None or not torch.equal(documents.queries, documents.keys):
         return "it is for documents packed in one row, alone or with a causal mask"
     if call.bias is not None:

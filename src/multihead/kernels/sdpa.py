@@ -28,16 +28,15 @@ def refuses(call: AttentionCall) -> str | None:
         return "it has no learned sinks"
     if transformed():
         return "its derivatives are no function that torch.func could transform"
-    wide = {tensor.dtype for tensor in call.bias_tensors if _wider(tensor, call.q)}
-    if wide:
-        return f"it would round the bias from {in_words(wide)} to {call.q.dtype}"
-    if 0 in (*call.q.shape, *call.k.shape, *call.v.shape):
+    if call.bias is not None and any(_wider(tensor, call.q) for tensor in call.bias_tensors):
+        return f"it would round the bias from {in_words({t.dtype for t in call.bias_tensors})} to {call.q.dtype}"
+    if not (call.q.numel() and call.k.numel() and call.v.numel()):
         return "some axis is empty"
     if traced(call):
         learned = any(tensor.requires_grad for tensor in call.bias_tensors)
         exporting = torch.compiler.is_exporting() and learned
         return "torch's exporter mistakes the layout of its output where a bias is learned" if exporting else None
-    return _wasteful(call) or _leaking(call)
+    return _wasteful(call) or (None if call.mask is None else _leaking(call))
 
 
 def _leaking(call: AttentionCall) -> str | None:
@@ -69,10 +68,12 @@ def _forms_all_weights(call: AttentionCall) -> bool:
 
 def attend(call: AttentionCall) -> Tensor:
     """The output of a call, (B, H, Lq, Dv)."""
-    is_causal = _is_plain_causal(call)
-    mask = None if is_causal else _dense_mask(call)
-    bias = call.dense_bias
-    if bias is not None:
+    is_causal, mask = False, None
+    if call.mask is not None:
+        is_causal = _is_plain_causal(call)
+        mask = None if is_causal else _dense_mask(call)
+    if call.bias is not None:
+        bias = call.bias.dense(call.sizes) if isinstance(call.bias, Bias) else call.bias
         bias = bias.to(call.q.dtype)
         mask = bias if mask is None else torch.where(mask, bias, -torch.inf)
     return F.scaled_dot_product_attention(

@@ -10,7 +10,6 @@ from torch import Tensor
 from multihead.core import AttentionCall
 from multihead.kernels.dense import weights
 from multihead.kernels.tiles import grouped_matmul
-from multihead.kernels.tracing import traced
 
 NAME = "steps"
 
@@ -23,12 +22,10 @@ KEYS = 1 << 18
 
 def refuses(call: AttentionCall) -> str | None:
     """Why this kernel should not compute a call."""
-    if traced(call):
-        return "its choice depends on sizes, which a trace should not"
+    if call.q.shape[2] > QUERIES or call.k.numel() < KEYS:
+        return f"it is for at most {QUERIES} queries against many keys"
     if call.q.device.type != "cpu" or call.q.dtype.itemsize < 4:
         return "it is for float32 and float64 on a CPU"
-    if call.sizes.queries > QUERIES or call.k.numel() < KEYS:
-        return f"it is for at most {QUERIES} queries against many keys"
     if call.learns or call.dropout:
         return "it is for inference"
     return None

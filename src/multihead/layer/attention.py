@@ -190,10 +190,12 @@ class MultiHeadAttention(nn.Module):
             q, kv, found = self._own(x, q, positions, cache)
         else:
             kv, found = self._others(context, values, positions, cache), None
-        mask = as_mask(mask)
+        if mask is not None:
+            mask = as_mask(mask)
         if kv.dropped:
             mask, bias = _without_first(kv.dropped, mask, bias)
-        bias = _together(bias, found, q, kv)
+        if found is not None:
+            bias = found if bias is None else _together(bias, found, q, kv)
         call = AttentionCall(
             q,
             kv.k,
@@ -342,12 +344,22 @@ class MultiHeadAttention(nn.Module):
 
 
 def _check_tokens(name: str, tensor: Tensor, features: int, projection: nn.Module) -> None:
+    weight = getattr(projection, "weight", None)
+    if (
+        isinstance(tensor, Tensor)
+        and isinstance(weight, Tensor)
+        and tensor.ndim == 3
+        and tensor.shape[-1] == features
+        and tensor.dtype == weight.dtype
+        and tensor.device == weight.device
+        and not tensor.is_nested
+    ):
+        return
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is {kind_of(tensor)}, expected a tensor (batch, tokens, {features}).")
     if tensor.is_nested or tensor.ndim != 3 or tensor.shape[-1] != features:
         came = "is a nested tensor" if tensor.is_nested else f"has shape {shape_of(tensor)}"
         raise ValueError(f"{name} {came}, expected (batch, tokens, {features}).")
-    weight = getattr(projection, "weight", None)
     if not isinstance(weight, Tensor):
         return
     if tensor.device != weight.device:
@@ -365,10 +377,8 @@ def _normed(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x).to(x.dtype) if weight is None else norm(x.to(weight.dtype)).to(x.dtype)
 
 
-def _together(given: Tensor | Bias | None, found: Bias | None, q: Tensor, kv: KeysValues) -> Tensor | Bias | None:
-    """The caller's bias and the position's; where there are both, as one tensor."""
-    if given is None or found is None:
-        return found if given is None else given
+def _together(given: Tensor | Bias, found: Bias, q: Tensor, kv: KeysValues) -> Tensor:
+    """The caller's bias and the position's as one tensor."""
     sizes = Sizes(q.shape[0], q.shape[1], q.shape[2], kv.k.shape[2])
     return (given.dense(sizes) if isinstance(given, Bias) else given) + found.dense(sizes)
 
