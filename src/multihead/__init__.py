@@ -9,7 +9,13 @@ if TYPE_CHECKING:
     from multihead import biases, errors, masks, models, positions, torch_compat
     from multihead.core import Measurements, Statistics
     from multihead.functional import attention, inspect
-    from multihead.layer import FixedCache, GrowingCache, MultiHeadAttention, SlidingCache
+    from multihead.layer import (
+        FixedCache,
+        GrowingCache,
+        MultiHeadAttention,
+        MultiHeadLatentAttention,
+        SlidingCache,
+    )
     from multihead.lens import Seen, observe
     from multihead.recording import Layer, Link, Recording, load
 
@@ -20,6 +26,7 @@ __all__ = [
     "Link",
     "Measurements",
     "MultiHeadAttention",
+    "MultiHeadLatentAttention",
     "Recording",
     "Seen",
     "SlidingCache",
@@ -40,7 +47,7 @@ __all__ = [
 _ROOMS = {
     "core": ("Measurements", "Statistics"),
     "functional": ("attention", "inspect"),
-    "layer": ("FixedCache", "GrowingCache", "MultiHeadAttention", "SlidingCache"),
+    "layer": ("FixedCache", "GrowingCache", "MultiHeadAttention", "MultiHeadLatentAttention", "SlidingCache"),
     "lens": ("Seen", "observe"),
     "recording": ("Layer", "Link", "Recording", "load"),
 }

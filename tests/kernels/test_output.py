@@ -155,17 +155,31 @@ def test_dropout_keeps_the_mean_and_backward_drops_the_same():
     assert torch.autograd.gradcheck(with_the_same_drops, (call.q, call.k, call.v))
 
 
-def test_weights_are_the_formulas_and_differentiable():
-    for options in OPTIONS.values():
-        call = random_call(mask=mask_examples()["causal padding"], requires_grad=True, **options)
-        found, exact, simple = dense.weights(call), reference(call).weights, plain(call).weights
-        check(found, exact, simple, "weights")
-        direction = torch.randn(exact.shape, dtype=torch.float64)
-        for mine, theirs, simple_one in zip(
-            *(torch.autograd.grad(w, [call.q, call.k], direction.to(w.dtype)) for w in (found, exact, simple)),
-            strict=True,
-        ):
-            check(mine, theirs.double(), simple_one, "gradient of the weights")
+@pytest.mark.parametrize("part_scores", [17, 1 << 19], ids=["tiny parts", "whole heads"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["in parts", "differentiable"])
+def test_weights_are_the_formulas(options, requires_grad, part_scores, monkeypatch):
+    monkeypatch.setattr(dense, "PART_SCORES", part_scores)
+    for name in ("none", "causal padding", "dense per head", "nothing"):
+        call = random_call(mask=mask_examples()[name], requires_grad=requires_grad, **options)
+        exact, simple = reference(call).weights, plain(call).weights
+        check(dense.weights(call), exact, simple, "weights")
+        check(dense.mean_weights(call), exact.mean(1), simple.mean(1), "mean of the weights")
+        if requires_grad:
+            compare_gradients(call, dense.weights(call), exact, simple)
+            compare_gradients(call, dense.mean_weights(call), exact.mean(1), simple.mean(1))
+
+
+def compare_gradients(call, found, exact, simple):
+    direction = torch.randn(exact.shape, dtype=torch.float64)
+    for mine, theirs, simple_one in zip(
+        *(
+            torch.autograd.grad(w, [call.q, call.k], direction.to(w.dtype), retain_graph=True)
+            for w in (found, exact, simple)
+        ),
+        strict=True,
+    ):
+        check(mine, theirs.double(), simple_one, "gradient of the weights")
 
 
 def test_a_query_of_nan_that_sees_nothing_is_zero():

@@ -1,8 +1,7 @@
 """One attention computation: the narrow waist between those who ask for attention and those who compute it."""
 
-import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -47,11 +46,15 @@ class AttentionCall:
     softcap: float | None = None
     sinks: Float[Tensor, " head"] | None = None
     dropout: float = 0.0
+    sizes: Sizes = field(init=False, repr=False)
+    """Batch, heads, queries and keys."""
 
     def __post_init__(self) -> None:
         if not _fit(self.q, self.k, self.v):
             _say_what_does_not_fit(self.q, self.k, self.v)
-        sizes = self.sizes
+        batch, heads, queries, _ = self.q.shape
+        sizes = Sizes(batch, heads, queries, self.k.shape[2])
+        object.__setattr__(self, "sizes", sizes)
         if self.mask is not None:
             if not isinstance(self.mask, Mask):
                 raise TypeError(f"mask is {kind_of(self.mask)}, expected a mask of multihead.masks.")
@@ -71,12 +74,6 @@ class AttentionCall:
         check_scores(self.scale, self.softcap, self.dropout)
         if self.sinks is not None:
             _check_sinks(self.sinks, sizes, self.q)
-
-    @functools.cached_property
-    def sizes(self) -> Sizes:
-        """Batch, heads, queries and keys."""
-        batch, heads, queries, _ = self.q.shape
-        return Sizes(batch, heads, queries, self.k.shape[2])
 
     @property
     def dense_bias(self) -> Float[Tensor, "batch_or_1 head_or_1 query_or_1 key_or_1"] | None:

@@ -2,6 +2,6 @@
 
 from multihead.kernels.choose import KERNELS, attend, choose, explain
 from multihead.kernels.chunked import measure
-from multihead.kernels.dense import weights
+from multihead.kernels.dense import mean_weights, weights
 
-__all__ = ["KERNELS", "attend", "choose", "explain", "measure", "weights"]
+__all__ = ["KERNELS", "attend", "choose", "explain", "mean_weights", "measure", "weights"]

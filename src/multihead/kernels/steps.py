@@ -8,7 +8,7 @@ rows lets one product read each key for all of them, where SDPA on a CPU reads i
 from torch import Tensor
 
 from multihead.core import AttentionCall
-from multihead.kernels.dense import weights
+from multihead.kernels.dense import by_formula
 from multihead.kernels.tiles import grouped_matmul
 
 NAME = "steps"
@@ -36,4 +36,4 @@ def attend(call: AttentionCall) -> Tensor:
 
     Memory: O(B · H · Lk), for the few queries there are.
     """
-    return grouped_matmul(weights(call), call.v)
+    return grouped_matmul(by_formula(call), call.v)

@@ -18,10 +18,11 @@ from torch import dtype as Dtype
 
 from multihead.biases import Bias
 from multihead.conventions import checked_count, divisors, in_words, kind_of, shape_of
-from multihead.core import AttentionCall, as_mask, autocasts, check_heads, check_scores, merge_heads, split_heads
+from multihead.core import AttentionCall, as_mask, check_heads, check_scores, merge_heads, split_heads
 from multihead.kernels import attend
 from multihead.layer.cache import Cache, KeysValues
-from multihead.masks import Mask, Sizes
+from multihead.layer.inputs import check_tokens, normed, together, without_first
+from multihead.masks import Mask
 from multihead.positions import Position
 
 
@@ -182,10 +183,10 @@ class MultiHeadAttention(nn.Module):
         Raises:
             ValueError, TypeError: tensors that do not fit; the message says which and how.
         """
-        _check_tokens("x", x, self.embed_dim, self.q_proj)
+        check_tokens("x", x, self.embed_dim, self.q_proj)
         q = split_heads(self.q_proj(x), self.num_heads)
         if self.q_norm is not None:
-            q = _normed(self.q_norm, q)
+            q = normed(self.q_norm, q)
         if context is None and values is None:
             q, kv, found = self._own(x, q, positions, cache)
         else:
@@ -193,9 +194,9 @@ class MultiHeadAttention(nn.Module):
         if mask is not None:
             mask = as_mask(mask)
         if kv.dropped:
-            mask, bias = _without_first(kv.dropped, mask, bias)
+            mask, bias = without_first(kv.dropped, mask, bias)
         if found is not None:
-            bias = found if bias is None else _together(bias, found, q, kv)
+            bias = found if bias is None else together(bias, found, q, kv)
         call = AttentionCall(
             q,
             kv.k,
@@ -220,13 +221,13 @@ class MultiHeadAttention(nn.Module):
         Shapes as in :meth:`forward`; the result holds (batch, num_kv_heads, keys, head_dim) each.
         """
         values = context if values is None else values
-        _check_tokens("context", context, self.kdim, self.k_proj)
+        check_tokens("context", context, self.kdim, self.k_proj)
         if values is not context:
-            _check_tokens("values", values, self.vdim, self.v_proj)
+            check_tokens("values", values, self.vdim, self.v_proj)
         k = split_heads(self.k_proj(context), self.num_kv_heads)
         v = split_heads(self.v_proj(values), self.num_kv_heads)
         if self.k_norm is not None:
-            k = _normed(self.k_norm, k)
+            k = normed(self.k_norm, k)
         return KeysValues(k, v)
 
     def _own(
@@ -341,54 +342,3 @@ class MultiHeadAttention(nn.Module):
         unusual = [f"{name}={getattr(self, name)}" for name, value in usual.items() if getattr(self, name) != value]
         sizes = [f"{name}={getattr(self, name)}" for name in ("embed_dim", "num_heads", "head_dim")]
         return ", ".join([*sizes, *unusual])
-
-
-def _check_tokens(name: str, tensor: Tensor, features: int, projection: nn.Module) -> None:
-    weight = getattr(projection, "weight", None)
-    if (
-        isinstance(tensor, Tensor)
-        and isinstance(weight, Tensor)
-        and tensor.ndim == 3
-        and tensor.shape[-1] == features
-        and tensor.dtype == weight.dtype
-        and tensor.device == weight.device
-        and not tensor.is_nested
-    ):
-        return
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is {kind_of(tensor)}, expected a tensor (batch, tokens, {features}).")
-    if tensor.is_nested or tensor.ndim != 3 or tensor.shape[-1] != features:
-        came = "is a nested tensor" if tensor.is_nested else f"has shape {shape_of(tensor)}"
-        raise ValueError(f"{name} {came}, expected (batch, tokens, {features}).")
-    if not isinstance(weight, Tensor):
-        return
-    if tensor.device != weight.device:
-        raise ValueError(f"{name} is on {tensor.device} but the layer on {weight.device}: move one with .to().")
-    if tensor.dtype != weight.dtype and not autocasts(tensor.device):
-        raise TypeError(
-            f"{name} has dtype {tensor.dtype} but the layer {weight.dtype}: convert one with .to(), or run under "
-            "torch.autocast."
-        )
-
-
-def _normed(norm: nn.Module, x: Tensor) -> Tensor:
-    """A norm in its own precision, which under autocast is not that of x."""
-    weight = getattr(norm, "weight", None)
-    return norm(x).to(x.dtype) if weight is None else norm(x.to(weight.dtype)).to(x.dtype)
-
-
-def _together(given: Tensor | Bias, found: Bias, q: Tensor, kv: KeysValues) -> Tensor:
-    """The caller's bias and the position's as one tensor."""
-    sizes = Sizes(q.shape[0], q.shape[1], q.shape[2], kv.k.shape[2])
-    return (given.dense(sizes) if isinstance(given, Bias) else given) + found.dense(sizes)
-
-
-def _without_first(
-    dropped: int, mask: Mask | None, bias: Tensor | Bias | None
-) -> tuple[Mask | None, Tensor | Bias | None]:
-    """What is left to say of a mask and a bias when the first keys are no longer kept."""
-    if isinstance(bias, Bias):
-        bias = bias.without_first(dropped)
-    elif bias is not None and bias.shape[-1] != 1:
-        bias = bias[..., dropped:]
-    return None if mask is None else mask.without_first(dropped), bias

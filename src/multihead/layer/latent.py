@@ -24,8 +24,9 @@ from torch import dtype as Dtype
 from multihead.biases import Bias
 from multihead.conventions import checked_count, default_scale, kind_of
 from multihead.core import AttentionCall, as_mask, check_scores, merge_heads, split_heads
-from multihead.layer.attention import Attend, _check_tokens, _normed, _together, _without_first
+from multihead.layer.attention import Attend
 from multihead.layer.cache import Cache, KeysValues
+from multihead.layer.inputs import check_tokens, normed, together, without_first
 from multihead.masks import Mask
 from multihead.positions import Position
 from multihead.positions.base import check_positions
@@ -75,15 +76,14 @@ class MultiHeadLatentAttention(nn.Module):
     Raises:
         ValueError, TypeError: sizes below 1 or that are no whole numbers, or a position for other sizes.
 
-    The projections are plain ``nn.Linear`` modules: ``q_down`` and ``kv_down`` to the narrow vectors, ``k_rope_proj`` to
-    r, ``q_proj`` (each head's head_dim features, then its rope_dim), ``k_proj`` and ``v_proj`` to the heads,
-    ``out_proj``. They are called as such, except that on a cache ``k_proj`` and ``v_proj`` are absorbed: see
-    :meth:`forward`.
+    The projections are plain ``nn.Linear`` modules: ``q_down`` and ``kv_down`` to the narrow vectors, ``k_rope_proj``
+    to r, ``q_proj`` (each head's head_dim features, then its rope_dim), ``k_proj`` and ``v_proj`` to the heads, and
+    ``out_proj``. They are called as such, but for steps on a cache, where the weights of ``k_proj`` and ``v_proj`` are
+    used without a call if nobody would notice: see :meth:`forward`.
 
     >>> import torch, multihead as mh
-    >>> from multihead.layer.latent import MultiHeadLatentAttention
     >>> position = mh.positions.Rotary(16)
-    >>> attn = MultiHeadLatentAttention(64, 8, head_dim=32, rope_dim=16, kv_rank=24, position=position)
+    >>> attn = mh.MultiHeadLatentAttention(64, 8, head_dim=32, rope_dim=16, kv_rank=24, position=position)
     >>> x = torch.randn(1, 6, 64)
     >>> cache = mh.GrowingCache()
     >>> with torch.no_grad():
@@ -184,7 +184,7 @@ class MultiHeadLatentAttention(nn.Module):
         Memory: the cache takes (kv_rank + rope_dim) · B · itemsize bytes a token. Keys and values that are made take
         H · (head_dim + rope_dim + value_dim) · B · itemsize a token, while the call lasts.
         """
-        _check_tokens("x", x, self.embed_dim, self.kv_down)
+        check_tokens("x", x, self.embed_dim, self.kv_down)
         if positions is not None:
             self._check_positions(positions, x)
         places = positions
@@ -198,9 +198,10 @@ class MultiHeadLatentAttention(nn.Module):
         kv = KeysValues(latent, nothing, positions) if cache is None else cache.update(latent, nothing, positions)
         mask = as_mask(mask)
         if kv.dropped:
-            mask, bias = _without_first(kv.dropped, mask, bias)
+            mask, bias = without_first(kv.dropped, mask, bias)
         found = None if self.position is None else self.position.bias_between(positions, kv.positions)
-        bias = _together(bias, found, q, kv)
+        if found is not None:
+            bias = found if bias is None else together(bias, found, q, kv)
         absorbed = cache is not None and self._may_absorb(x) and self.absorbs(x.shape[1], kv.k.shape[2])
         q, k, v = self._absorbed(q, kv.k) if absorbed else self._expanded(q, kv.k)
         call = AttentionCall(
@@ -224,8 +225,8 @@ class MultiHeadLatentAttention(nn.Module):
         rather than each key, but scores and sums run over kv_rank features rather than head_dim and value_dim. With
         DeepSeek's sizes that is up to about 170 queries against a long past. Override it to choose otherwise.
 
-        >>> from multihead.layer.latent import MultiHeadLatentAttention
-        >>> attn = MultiHeadLatentAttention(64, 8, head_dim=128, rope_dim=64, kv_rank=512, device="meta")
+        >>> from multihead import MultiHeadLatentAttention
+        >>> attn = mh.MultiHeadLatentAttention(64, 8, head_dim=128, rope_dim=64, kv_rank=512, device="meta")
         >>> attn.absorbs(1, 4096), attn.absorbs(160, 100_000), attn.absorbs(4096, 4096)
         (True, True, False)
         """
@@ -238,7 +239,7 @@ class MultiHeadLatentAttention(nn.Module):
         """Every head's queries: head_dim features, then rope_dim that are turned."""
         if self.q_down is not None:
             x = self.q_down(x)
-            x = x if self.q_norm is None else _normed(self.q_norm, x)
+            x = x if self.q_norm is None else normed(self.q_norm, x)
         q = split_heads(self.q_proj(x), self.num_heads)
         if self.position is None:
             return q
@@ -248,7 +249,7 @@ class MultiHeadLatentAttention(nn.Module):
     def _latent(self, x: Tensor, places: Tensor) -> Float[Tensor, "batch 1 query latent"]:
         """What is remembered: c, then r."""
         c = self.kv_down(x)
-        c = c if self.kv_norm is None else _normed(self.kv_norm, c)
+        c = c if self.kv_norm is None else normed(self.kv_norm, c)
         r = self.k_rope_proj(x)[:, None]
         r = r if self.position is None else self.position.turn(r, places)
         return torch.cat((c[:, None], r), -1)
