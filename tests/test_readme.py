@@ -24,10 +24,17 @@ def test_the_example_in_python(tmp_path, monkeypatch):
         "valid": torch.ones(2, 11, dtype=torch.bool),
         "x": torch.randn(2, 7, 512),
         "context": torch.randn(2, 11, 512),
+        "prompt": torch.randn(2, 7, 512),
+        "token": torch.randn(2, 1, 512),
+        "encoder": torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(24, 2, batch_first=True), 1),
+        "source": torch.randint(37_000, (2, 7)),
+        "begin": torch.ones(2, 1, dtype=torch.int64),
     }
     names |= dict(zip("qkv", torch.randn(3, 2, 8, 11, 64), strict=True))
     exec(compile(example, str(README), "exec"), names)
-    assert names["y"].shape == (2, 7, 512)
+    assert names["y"].shape == (2, 1, 512)
+    assert names["cache"].length == 8
+    assert names["written"].tokens.shape == (2, 5)
     assert names["seen"].top_weights.shape == (2, 8, 11, 8)
     loaded = names["mh"].load(tmp_path / "run.safetensors")
     torch.testing.assert_close(loaded.rows(2, [18]), names["recording"].rows(2, [18]))

@@ -49,7 +49,7 @@ def attention(
     >>> mh.attention(q, k, v, mask=mh.masks.causal()).shape
     torch.Size([1, 2, 5, 4])
     """
-    return attend(_call(q, k, v, mask, bias, scale, softcap, sinks))
+    return attend(_call(q, k, v, mask=as_mask(mask), bias=bias, scale=scale, softcap=softcap, sinks=sinks))
 
 
 def inspect(
@@ -80,15 +80,14 @@ def inspect(
     (tensor([[[1, 2, 3, 4, 5]]]), tensor([1.0000, 0.5000, 0.3333, 0.2500, 0.2000]))
     """
     check_statistics(statistics)
-    call = _call(q, k, v, mask, bias, scale, softcap, sinks)
+    call = _call(q, k, v, mask=as_mask(mask), bias=bias, scale=scale, softcap=softcap, sinks=sinks)
     output = attend(call)
     _, measurements = measure(call, statistics)
     return output, measurements
 
 
-def _call(q: Tensor, k: Tensor, v: Tensor, mask: Mask | Tensor | None, *rest: Any) -> AttentionCall:
+def _call(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> AttentionCall:
     """The call as autocast, where it is on, would have it: the caller's types may differ then."""
-    tensors = (q, k, v)
-    if all(isinstance(tensor, Tensor) for tensor in tensors):
-        tensors = as_autocast(*tensors)
-    return AttentionCall(*tensors, as_mask(mask), *rest)
+    if all(isinstance(tensor, Tensor) for tensor in (q, k, v)):
+        q, k, v = as_autocast(q, k, v)
+    return AttentionCall(q, k, v, **options)
