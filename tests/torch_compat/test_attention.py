@@ -56,6 +56,8 @@ def test_equals_torch(options):
         without = ours(*tensors, **masked, need_weights=False)
         assert torch.equal(without[0], output)
         assert without[1] is None
+        with torch.no_grad():
+            torch.testing.assert_close(ours(*tensors, **masked), mean)
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
