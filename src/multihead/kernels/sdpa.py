@@ -84,7 +84,7 @@ def attend(call: AttentionCall) -> Tensor:
         dropout_p=call.dropout,
         is_causal=is_causal,
         scale=call.scale,
-        enable_gqa=call.group > 1,
+        enable_gqa=bool(call.group > 1),
     )
 
 
