@@ -16,7 +16,7 @@ from multihead.models import Config, Decoder, stream
 from tests.accuracy import check
 
 WIDTH, HEADS, LAYERS, FEEDFORWARD, VOCABULARY = 512, 8, 4, 1408, 4096
-CONTEXT, WRITTEN, ROUNDS = 4096, 48, 3
+CONTEXT, WRITTEN, ROUNDS = 4096, 48, 2
 
 
 def models(kv_heads: int) -> tuple[torch.nn.Module, Decoder]:
