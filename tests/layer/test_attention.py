@@ -296,7 +296,7 @@ X = torch.zeros(2, 10, 64)
         (lambda: layer()(X, positions=torch.arange(10)[None]), "positions came, but this layer has no position scheme"),
         (
             lambda: layer(position=Rotary(8))(X, positions=torch.arange(10)),
-            r"positions have shape \(10\), expected \(batch, queries\) = \(2, 10\), or \(1, 10\)",
+            r"positions have shape \(10\), expected \(2, 10\), or \(1, 10\) for the whole batch",
         ),
         (lambda: layer(position=Rotary(8))(X, X), "position is for self-attention"),
         (lambda: layer()(X, X, cache=mh.GrowingCache()), "cache is for self-attention"),

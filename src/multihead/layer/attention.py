@@ -17,11 +17,11 @@ from torch import device as Device
 from torch import dtype as Dtype
 
 from multihead.biases import Bias
-from multihead.conventions import checked_count, divisors, in_words, kind_of, shape_of
-from multihead.core import AttentionCall, as_mask, check_heads, check_scores, merge_heads, split_heads
+from multihead.conventions import checked_count, divisors, in_words
+from multihead.core import AttentionCall, check_heads, check_scores, merge_heads, split_heads
 from multihead.kernels import attend
 from multihead.layer.cache import Cache, KeysValues
-from multihead.layer.inputs import check_tokens, normed, together, without_first
+from multihead.layer.parts import check_position, check_tokens, mask_and_bias, normed, places_of, start_linear
 from multihead.masks import Mask
 from multihead.positions import Position
 
@@ -136,22 +136,15 @@ class MultiHeadAttention(nn.Module):
         self.q_norm = None if qk_norm is None else qk_norm(self.head_dim, **where)
         self.k_norm = None if qk_norm is None else qk_norm(self.head_dim, **where)
         self.sinks = nn.Parameter(torch.empty(num_heads, **where)) if sinks else None
+        check_position(position, num_heads, self.head_dim)
         self.position = position
-        if position is not None:
-            if not isinstance(position, Position):
-                raise TypeError(f"position is {kind_of(position)}, expected an object of multihead.positions.")
-            position.check(num_heads, self.head_dim)
         self.attend = Attend()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Xavier-uniform projections without bias, as torch's layer starts (Glorot & Bengio 2010); sinks at 0."""
         for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj, self.gate_proj):
-            if projection is None:
-                continue
-            nn.init.xavier_uniform_(projection.weight)
-            if projection.bias is not None:
-                nn.init.zeros_(projection.bias)
+            start_linear(projection)
         if self.sinks is not None:
             nn.init.zeros_(self.sinks)
 
@@ -191,12 +184,7 @@ class MultiHeadAttention(nn.Module):
             q, kv, found = self._own(x, q, positions, cache)
         else:
             kv, found = self._others(context, values, positions, cache), None
-        if mask is not None:
-            mask = as_mask(mask)
-        if kv.dropped:
-            mask, bias = without_first(kv.dropped, mask, bias)
-        if found is not None:
-            bias = found if bias is None else together(bias, found, q, kv)
+        mask, bias = mask_and_bias(mask, bias, found, q, kv)
         call = AttentionCall(
             q,
             kv.k,
@@ -241,16 +229,13 @@ class MultiHeadAttention(nn.Module):
             )
         kv = self.keys_values(x)
         k = kv.k
-        if positions is not None:
-            self._check_positions(positions, x)
-        if self.position is not None:
-            places = positions
-            if places is None:
-                first = 0 if cache is None else cache.length
-                places = torch.arange(first, first + x.shape[1], device=x.device)[None]
-            q, k = self.position.turn(q, places), self.position.turn(k, places)
+        position = self.position
+        if position is not None or positions is not None:
+            places = places_of(x, position, positions, cache)
+            if position is not None:
+                q, k = position.turn(q, places), position.turn(k, places)
         kv = KeysValues(k, kv.v, positions) if cache is None else cache.update(k, kv.v, positions)
-        found = None if self.position is None else self.position.bias_between(positions, kv.positions)
+        found = None if position is None else position.bias_between(positions, kv.positions)
         return q, kv, found
 
     def _others(
@@ -276,15 +261,6 @@ class MultiHeadAttention(nn.Module):
                 f"this layer's keys have {self.kdim} features and its values {self.vdim}: pass values too."
             )
         return self.keys_values(context, values)
-
-    def _check_positions(self, positions: Tensor, x: Tensor) -> None:
-        if self.position is None:
-            raise ValueError("positions came, but this layer has no position scheme: make it with position=....")
-        if positions.ndim != 2 or positions.shape[0] not in (1, x.shape[0]) or positions.shape[1] != x.shape[1]:
-            raise ValueError(
-                f"positions have shape {shape_of(positions)}, expected (batch, queries) = "
-                f"({x.shape[0]}, {x.shape[1]}), or (1, {x.shape[1]}) for the whole batch."
-            )
 
     @classmethod
     def from_torch(cls, module: nn.Module) -> "MultiHeadAttention":

@@ -22,14 +22,13 @@ from torch import device as Device
 from torch import dtype as Dtype
 
 from multihead.biases import Bias
-from multihead.conventions import checked_count, default_scale, kind_of
-from multihead.core import AttentionCall, as_mask, check_scores, merge_heads, split_heads
+from multihead.conventions import checked_count, default_scale
+from multihead.core import AttentionCall, check_scores, merge_heads, split_heads
 from multihead.layer.attention import Attend
 from multihead.layer.cache import Cache, KeysValues
-from multihead.layer.inputs import check_tokens, normed, together, without_first
+from multihead.layer.parts import check_position, check_tokens, mask_and_bias, normed, places_of, start_linear
 from multihead.masks import Mask
 from multihead.positions import Position
-from multihead.positions.base import check_positions
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -133,22 +132,16 @@ class MultiHeadLatentAttention(nn.Module):
         self.k_proj = nn.Linear(kv_rank, num_heads * head_dim, bias=False, **where)
         self.v_proj = nn.Linear(kv_rank, num_heads * self.value_dim, bias=False, **where)
         self.out_proj = nn.Linear(num_heads * self.value_dim, embed_dim, bias=bias, **where)
+        check_position(position, num_heads, rope_dim)
         self.position = position
-        if position is not None:
-            if not isinstance(position, Position):
-                raise TypeError(f"position is {kind_of(position)}, expected an object of multihead.positions.")
-            position.check(num_heads, rope_dim)
         self.attend = Attend()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Xavier-uniform projections without bias (Glorot & Bengio 2010), as :class:`MultiHeadAttention` starts."""
         for projection in self.children():
-            if not isinstance(projection, nn.Linear):
-                continue
-            nn.init.xavier_uniform_(projection.weight)
-            if projection.bias is not None:
-                nn.init.zeros_(projection.bias)
+            if isinstance(projection, nn.Linear):
+                start_linear(projection)
 
     def forward(
         self,
@@ -185,23 +178,14 @@ class MultiHeadLatentAttention(nn.Module):
         H · (head_dim + rope_dim + value_dim) · B · itemsize a token, while the call lasts.
         """
         check_tokens("x", x, self.embed_dim, self.kv_down)
-        if positions is not None:
-            self._check_positions(positions, x)
-        places = positions
-        if places is None:
-            first = 0 if cache is None else cache.length
-            places = torch.arange(first, first + x.shape[1], device=x.device)[None]
+        places = places_of(x, self.position, positions, cache)
         q = self._queries(x, places)
         latent = self._latent(x, places)
         # the values are the first features of the keys, so there is nothing else to keep
         nothing = latent[..., :0]
         kv = KeysValues(latent, nothing, positions) if cache is None else cache.update(latent, nothing, positions)
-        mask = as_mask(mask)
-        if kv.dropped:
-            mask, bias = without_first(kv.dropped, mask, bias)
         found = None if self.position is None else self.position.bias_between(positions, kv.positions)
-        if found is not None:
-            bias = found if bias is None else together(bias, found, q, kv)
+        mask, bias = mask_and_bias(mask, bias, found, q, kv)
         absorbed = cache is not None and self._may_absorb(x) and self.absorbs(x.shape[1], kv.k.shape[2])
         q, k, v = self._absorbed(q, kv.k) if absorbed else self._expanded(q, kv.k)
         call = AttentionCall(
@@ -281,11 +265,6 @@ class MultiHeadLatentAttention(nn.Module):
             and not projection._forward_pre_hooks
             for projection in (self.k_proj, self.v_proj)
         )
-
-    def _check_positions(self, positions: Tensor, x: Tensor) -> None:
-        if self.position is None:
-            raise ValueError("positions came, but this layer has no position scheme: make it with position=....")
-        check_positions("positions", positions, x.shape[0], x.shape[1], x.device)
 
     def extra_repr(self) -> str:
         """The sizes, as they appear in ``print(model)``."""

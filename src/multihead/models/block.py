@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from multihead.layer import Cache, KeysValues, MultiHeadAttention
+from multihead.layer.parts import start_linear
 from multihead.masks import Mask
 from multihead.models.config import Config
 from multihead.positions import Alibi, Position, Rotary, T5Bias
@@ -162,11 +163,3 @@ def position_of(config: Config, *, causal: bool) -> Position | None:
             return T5Bias(config.num_heads, bidirectional=not causal)
         case _:
             return None
-
-
-def start_linear(projection: nn.Module) -> None:
-    """Xavier-uniform weights, biases at 0 (Glorot & Bengio 2010), as the attention layer's own."""
-    assert isinstance(projection, nn.Linear)  # noqa: S101
-    nn.init.xavier_uniform_(projection.weight)
-    if projection.bias is not None:
-        nn.init.zeros_(projection.bias)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from multihead.conventions import mismatch, shape_of
 from multihead.layer import Cache, GrowingCache, KeysValues
+from multihead.layer.parts import start_linear
 from multihead.masks import Mask, causal, padding
-from multihead.models.block import Block, norm_of, position_of, start_linear
+from multihead.models.block import Block, norm_of, position_of
 from multihead.models.config import Config
 from multihead.models.embedding import Embedding, check_tokens, check_valid
 from multihead.models.model import Model

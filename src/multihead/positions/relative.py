@@ -124,7 +124,7 @@ class Alibi(Position):
     def bias_between(
         self, queries: Int[Tensor, "#batch query"] | None = None, keys: Int[Tensor, "#batch key"] | None = None
     ) -> Bias:
-        """The slopes over these distances; see :meth:`Position.bias`.
+        """The slopes over these distances; see :meth:`Position.bias_between`.
 
         Memory: O(H); a part of the bias is computed when it is asked for.
         """
@@ -219,7 +219,7 @@ class T5Bias(Position):
     def bias_between(
         self, queries: Int[Tensor, "#batch query"] | None = None, keys: Int[Tensor, "#batch key"] | None = None
     ) -> Bias:
-        """The table over these distances; see :meth:`Position.bias`. Its gradient reaches ``table``.
+        """The table over these distances; see :meth:`Position.bias_between`. Its gradient reaches ``table``.
 
         Memory: O(max_distance · H); a part of the bias is computed when it is asked for.
         """
