@@ -197,7 +197,7 @@ class TestRuns:
         model = stack(2)
         with observe(model) as seen:
             model(x)
-            with pytest.raises(RuntimeError):
+            with pytest.raises(RuntimeError, match="shape"):
                 model(x[..., :3])
             assert len(seen.runs) == 1
             model(x)

@@ -118,5 +118,5 @@ def test_is_plain_data():
     """Every field survives JSON as it is, so a file can say all that a configuration can."""
     values = dataclasses.asdict(config())
     assert json.loads(json.dumps(values)) == values
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(dataclasses.FrozenInstanceError, match=r"cannot assign to field .embed_dim."):
         config().embed_dim = 3

@@ -218,7 +218,7 @@ class TestParts:
         twice = bias.over(iter([2 * numbers]))
         assert torch.equal(twice.dense(ATTENTION), 2 * bias.dense(ATTENTION))
         assert type(twice) is type(bias)
-        with pytest.raises(FrozenInstanceError):
+        with pytest.raises(FrozenInstanceError, match=r"cannot assign to field .numbers."):
             bias.numbers = numbers
 
     def test_in_an_attention(self, make):
