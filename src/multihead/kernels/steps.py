@@ -19,11 +19,13 @@ QUERIES = 4
 KEYS = 1 << 18
 """Numbers in the keys below which calling four operations costs more than reading twice."""
 
+_FEW = f"it is for at most {QUERIES} queries against many keys"
+
 
 def refuses(call: AttentionCall) -> str | None:
     """Why this kernel should not compute a call."""
     if call.q.shape[2] > QUERIES or call.k.numel() < KEYS:
-        return f"it is for at most {QUERIES} queries against many keys"
+        return _FEW
     if call.q.device.type != "cpu" or call.q.dtype.itemsize < 4:
         return "it is for float32 and float64 on a CPU"
     if call.learns or call.dropout:

@@ -208,10 +208,14 @@ class MultiHeadAttention(nn.Module):
 
         Shapes as in :meth:`forward`; the result holds (batch, num_kv_heads, keys, head_dim) each.
         """
-        values = context if values is None else values
         check_tokens("context", context, self.kdim, self.k_proj)
-        if values is not context:
+        if values is None:
+            values = context
+        else:
             check_tokens("values", values, self.vdim, self.v_proj)
+        return self._projected(context, values)
+
+    def _projected(self, context: Tensor, values: Tensor) -> KeysValues:
         k = split_heads(self.k_proj(context), self.num_kv_heads)
         v = split_heads(self.v_proj(values), self.num_kv_heads)
         if self.k_norm is not None:
@@ -227,14 +231,17 @@ class MultiHeadAttention(nn.Module):
                 f"this layer attends from {self.embed_dim} features to a context of {self.kdim}, with values of "
                 f"{self.vdim}: pass a context."
             )
-        kv = self.keys_values(x)
+        kv = self._projected(x, x)
         k = kv.k
         position = self.position
         if position is not None or positions is not None:
             places = places_of(x, position, positions, cache)
             if position is not None:
                 q, k = position.turn(q, places), position.turn(k, places)
-        kv = KeysValues(k, kv.v, positions) if cache is None else cache.update(k, kv.v, positions)
+        if cache is not None:
+            kv = cache.update(k, kv.v, positions)
+        elif position is not None:
+            kv = KeysValues(k, kv.v, positions)
         found = None if position is None else position.bias_between(positions, kv.positions)
         return q, kv, found
 
