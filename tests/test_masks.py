@@ -288,3 +288,22 @@ def test_masks_move_to_a_device():
     moved = tree.to(torch.device("meta"))
     assert moved.right.allowed.device.type == "meta"
     assert moved.left.mask.left.valid.device.type == moved.left.mask.right.keys.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("mask", "simple"),
+    [
+        (masks.causal(), True),
+        (masks.sliding_window(3) & masks.padding(torch.arange(S)[None] > 2), True),
+        (masks.padding(torch.arange(S)[None] < 5) | masks.causal(), True),
+        (masks.causal() | masks.prefix(3), True),
+        (masks.documents(torch.arange(L) // 3, torch.arange(S) // 4), True),
+        (masks.padding(torch.arange(S)[None] % 2 == 0), False),
+        (masks.documents(torch.arange(L) % 3, torch.arange(S) % 3), False),
+        (masks.prefix(1) | masks.sliding_window(1), False),
+        (~masks.causal(), False),
+        (masks.dense(torch.ones(L, S, dtype=torch.bool)), False),
+    ],
+)
+def test_where_a_mask_is_one_range_a_query_it_says_so(mask, simple):
+    assert (mask.spans(torch.arange(L), Sizes(1, 1, L, S)) is not None) == simple

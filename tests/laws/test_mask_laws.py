@@ -114,3 +114,17 @@ def test_the_key_range_of_documents_is_the_smallest_there_is(data, queries, keys
     seen = full(mask, queries, keys)[:, :, first : last + 1].flatten(0, 2).any(0).nonzero().flatten().tolist()
     found = mask.key_range(first, last, Sizes(BATCH, HEADS, queries, keys))
     assert found == ((seen[0], seen[-1] + 1) if seen else (0, 0))
+
+
+@given(st.data(), LENGTHS, LENGTHS)
+def test_spans_say_all_or_nothing(data, queries, keys):
+    mask = data.draw(mask_trees(queries, keys))
+    chosen = torch.tensor(data.draw(st.lists(st.integers(0, queries - 1), min_size=1, max_size=queries)))
+    sizes = Sizes(BATCH, HEADS, queries, keys)
+    spans = mask.spans(chosen, sizes)
+    if spans is None:
+        return
+    first, stop = (end.expand(BATCH, HEADS, len(chosen))[..., None] for end in spans)
+    places = torch.arange(keys)
+    assert (first <= stop).all()
+    assert torch.equal((places >= first) & (places < stop), full(mask, queries, keys)[:, :, chosen])

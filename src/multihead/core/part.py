@@ -33,10 +33,7 @@ class PartOfMask(Mask):
         """What the whole mask says about these."""
         queries = queries if self.queries is None else self.queries[queries]
         keys = keys if self.keys is None else self.keys[keys]
-        answer = self.mask.visible(queries, keys, self.sizes)
-        if self.item is not None and answer.shape[0] != 1:
-            answer = answer[self.item : self.item + 1]
-        return answer if self.heads is None or answer.shape[1] == 1 else answer[:, self.heads]
+        return self._of_these(self.mask.visible(queries, keys, self.sizes))
 
     def key_range(self, first: int, last: int, sizes: Sizes) -> tuple[int, int]:
         """The whole mask's range, where places of keys are their numbers."""
@@ -46,6 +43,19 @@ class PartOfMask(Mask):
             chosen = self.queries[first : last + 1]
             first, last = int(chosen.min()), int(chosen.max())
         return self.mask.key_range(first, last, self.sizes)
+
+    def spans(self, queries: Int[Tensor, " query"], sizes: Sizes) -> tuple[Tensor, Tensor] | None:  # noqa: ARG002
+        """Those of the whole mask, where places of keys are their numbers."""
+        if self.keys is not None:
+            return None
+        found = self.mask.spans(queries if self.queries is None else self.queries[queries], self.sizes)
+        return None if found is None else (self._of_these(found[0]), self._of_these(found[1]))
+
+    def _of_these(self, answer: Tensor) -> Tensor:
+        """An answer of the whole mask, of the chosen sequence and heads."""
+        if self.item is not None and answer.shape[0] != 1:
+            answer = answer[self.item : self.item + 1]
+        return answer if self.heads is None or answer.shape[1] == 1 else answer[:, self.heads]
 
     def tensors(self) -> Iterator[Tensor]:
         """Those of the whole mask."""

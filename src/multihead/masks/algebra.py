@@ -44,6 +44,15 @@ class Mask(abc.ABC):
         """A half-open range of keys outside which queries ``first`` to ``last`` (inclusive) see nothing."""
         return 0, sizes.keys
 
+    def spans(self, queries: Int[Tensor, " query"], sizes: Sizes) -> tuple[Tensor, Tensor] | None:  # noqa: ARG002
+        """For each query the half-open range of keys that it sees, where it sees exactly one range.
+
+        Returns:
+            First and stop, each (B or 1, H or 1, queries), int64, equal where a query sees nothing; None where a mask
+            is not known to be so simple. A kernel then needs no mask, and skips what nobody sees.
+        """
+        return None
+
     def check(self, sizes: Sizes) -> None:  # noqa: B027
         """Raise ``ValueError`` where this mask cannot belong to an attention of these sizes."""
 
@@ -161,6 +170,14 @@ class And(_Pair):
         return min(max(starts), stop), stop
 
 
+    def spans(self, queries, sizes):
+        left, right = self.left.spans(queries, sizes), self.right.spans(queries, sizes)
+        if left is None or right is None:
+            return None
+        first, stop = torch.maximum(left[0], right[0]), torch.minimum(left[1], right[1])
+        return torch.minimum(first, stop), stop
+
+
 class Or(_Pair):
     """Visible where either mask says so."""
 
@@ -172,6 +189,19 @@ class Or(_Pair):
         if not some:
             return 0, 0
         return min(start for start, _ in some), max(stop for _, stop in some)
+
+    def spans(self, queries, sizes):
+        left, right = self.left.spans(queries, sizes), self.right.spans(queries, sizes)
+        if left is None or right is None:
+            return None
+        # an empty range joins any other, and two that meet are one
+        (first, stop), (other_first, other_stop) = left, right
+        alone, absent = other_first >= other_stop, first >= stop
+        if not (alone | absent | (torch.maximum(first, other_first) <= torch.minimum(stop, other_stop))).all():
+            return None
+        start = torch.where(absent, other_first, torch.where(alone, first, torch.minimum(first, other_first)))
+        end = torch.where(absent, other_stop, torch.where(alone, stop, torch.maximum(stop, other_stop)))
+        return start, end
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,6 +239,10 @@ class _WithoutFirst(Mask):
     def key_range(self, first, last, sizes):
         start, stop = self.mask.key_range(first, last, self._whole(sizes))
         return max(start - self.dropped, 0), max(stop - self.dropped, 0)
+
+    def spans(self, queries, sizes):
+        whole = self.mask.spans(queries, self._whole(sizes))
+        return None if whole is None else tuple((end - self.dropped).clamp_min(0) for end in whole)
 
     def check(self, sizes):
         self.mask.check(self._whole(sizes))

@@ -20,6 +20,10 @@ class Causal(Mask):
     def key_range(self, first, last, sizes):  # noqa: ARG002
         return 0, min(max(last + sizes.offset + 1, 0), sizes.keys)
 
+    def spans(self, queries, sizes):
+        stop = (queries + sizes.offset + 1).clamp(0, sizes.keys)[None, None]
+        return torch.zeros_like(stop), stop
+
     def _without_first(self, dropped):  # noqa: ARG002
         # positions count from the last key, which stays
         return self
@@ -46,6 +50,14 @@ class SlidingWindow(Mask):
         stop = sizes.keys if self.right is None else max(min(last + sizes.offset + self.right + 1, sizes.keys), 0)
         return min(start, stop), stop
 
+    def spans(self, queries, sizes):
+        places = (queries + sizes.offset)[None, None]
+        first = torch.zeros_like(places) if self.left is None else (places - self.left).clamp(0, sizes.keys)
+        stop = torch.full_like(places, sizes.keys)
+        if self.right is not None:
+            stop = (places + self.right + 1).clamp(0, sizes.keys)
+        return torch.minimum(first, stop), stop
+
     def _without_first(self, dropped):  # noqa: ARG002
         return self
 
@@ -58,6 +70,15 @@ class Padding(Mask):
 
     def visible(self, queries, keys, sizes):  # noqa: ARG002
         return self.valid[:, keys][:, None, None, :]
+
+    def spans(self, queries, sizes):
+        counted = self.valid.sum(1)
+        first = self.valid.int().argmax(1) if sizes.keys else counted
+        stop = first + counted
+        places = torch.arange(sizes.keys, device=self.valid.device)
+        if not torch.equal((places >= first[:, None]) & (places < stop[:, None]), self.valid):
+            return None
+        return tuple(end[:, None, None].expand(-1, 1, len(queries)) for end in (first, stop))
 
     def check(self, sizes):
         batch, keys = self.valid.shape
@@ -98,6 +119,22 @@ class Documents(Mask):
         firsts, lasts = (ends[first : last + 1] for ends in self._ends())
         start, stop = int(firsts.min()), int(lasts.max()) + 1
         return (start, stop) if start < stop else (0, 0)
+
+    def spans(self, queries, sizes):
+        numbers = self.keys.long()
+        starts = torch.ones_like(numbers, dtype=torch.bool)
+        starts[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
+        if bool((starts.sum(1) > _different(numbers)).any()):
+            return None
+        rows = len(self.queries) if len(self.queries) > 1 else len(numbers)
+        asking = self.queries.long()[:, queries].expand(rows, -1)
+        ordered, order = numbers.expand(rows, -1).sort(dim=-1, stable=True)
+        left, right = (torch.searchsorted(ordered, asking.contiguous(), right=side) for side in (False, True))
+        if not sizes.keys:
+            return left[:, None], right[:, None]
+        # one document stands in one place, so its keys follow its first
+        first = order.gather(1, left.clamp(max=sizes.keys - 1))
+        return first[:, None], (first + right - left)[:, None]
 
     def _ends(self) -> tuple[Tensor, Tensor]:
         """For each query the first and the last key of its documents over the batch; Lk and -1 where there are none.
@@ -143,6 +180,10 @@ class Prefix(Mask):
     def key_range(self, first, last, sizes):  # noqa: ARG002
         return 0, min(self.length, sizes.keys)
 
+    def spans(self, queries, sizes):
+        first = torch.zeros_like(queries)[None, None]
+        return first, torch.full_like(first, min(self.length, sizes.keys))
+
     def _without_first(self, dropped):
         return Prefix(max(self.length - dropped, 0))
 
@@ -179,6 +220,12 @@ class Dense(Mask):
 
     def _without_first(self, dropped):
         return self if self.allowed.shape[3] == 1 else Dense(self.allowed[..., dropped:], axes=self.axes)
+
+
+def _different(numbers: Tensor) -> Tensor:
+    """How many different numbers each row holds."""
+    ordered = numbers.sort(dim=-1).values
+    return (ordered[:, 1:] != ordered[:, :-1]).sum(1) + min(1, numbers.shape[1])
 
 
 def _broadcasts(shape: torch.Size, target: tuple) -> bool:
