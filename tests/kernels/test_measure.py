@@ -8,16 +8,22 @@ import torch
 from torch.nn.functional import pad
 
 from multihead.core import AXES, Measurements, Statistics, block_cells, reference
-from multihead.kernels import measure, tiles
+from multihead.kernels import chunked, cpu, measure, tiles
 from multihead.kernels.collectors import largest
 from tests.accuracy import OPTIONS, check, mask_examples, random_call
 
 EVERYTHING = Statistics.every(top=4, block=3, rows=(5, 0), columns=(10, 3, 4))
 
 
-@pytest.fixture(params=[13, 1 << 21], ids=["tiny tiles", "one tile"])
-def tile_scores(request, monkeypatch):
-    monkeypatch.setattr(tiles, "TILE_SCORES", request.param)
+@pytest.fixture(params=["cpu", "cpu, tiny parts", "chunked, tiny tiles", "chunked, one tile"])
+def kernel(request, monkeypatch):
+    """Each kernel that measures, with everything in one piece and in many."""
+    if "tiny tiles" in request.param:
+        monkeypatch.setattr(tiles, "TILE_SCORES", 13)
+    if "tiny parts" in request.param:
+        monkeypatch.setattr(cpu, "TILE", 40)
+        monkeypatch.setattr(cpu, "LAUNCH_FLOPS", 1)
+    return cpu if "cpu" in request.param else chunked
 
 
 def definitions(call, statistics, dtype=torch.float64):
@@ -63,12 +69,13 @@ def definitions(call, statistics, dtype=torch.float64):
     }
 
 
-@pytest.mark.usefixtures("tile_scores")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("mask", mask_examples().values(), ids=mask_examples())
-def test_every_statistic(mask, options):
+def test_every_statistic(mask, options, kernel):
     call = random_call(mask=mask, **options)
-    _, found = measure(call, EVERYTHING)
+    assert kernel.refuses(call) is None
+    output, found = kernel.measure(call, EVERYTHING, output=True)
+    check(output, reference(call).output, reference(call, torch.float32).output, "output")
     exact, simple = definitions(call, EVERYTHING), definitions(call, EVERYTHING, torch.float32)
     assert set(found.named()) == set(exact) == set(AXES)
     for name, value in found.named().items():
@@ -82,9 +89,12 @@ def test_every_statistic(mask, options):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_types(dtype):
+def test_types(dtype, kernel):
     call = random_call(dtype, mask=mask_examples()["causal padding"], bias=True)
-    _, found = measure(call, EVERYTHING)
+    if kernel is cpu and dtype == torch.float64:
+        assert "float32" in cpu.refuses(call)
+        return
+    _, found = kernel.measure(call, EVERYTHING)
     exact, simple = definitions(call, EVERYTHING), definitions(call, EVERYTHING, found.lse.dtype)
     assert found.entropy.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     for name in ("lse", "entropy", "received", "rows", "blocks", "offsets"):
@@ -97,26 +107,26 @@ def test_nothing_that_was_not_asked_for():
     assert found.named() == {}
 
 
-@pytest.mark.usefixtures("tile_scores")
+@pytest.mark.parametrize("mask", ["causal", "causal padding", "padding", "dense per head", "tree"])
 @pytest.mark.parametrize("queries", [[1, 4, 6], [6, 1, 4]], ids=str)
-def test_chosen_queries_are_a_cut_of_the_whole(queries):
-    call = random_call(mask=mask_examples()["causal padding"], sinks=True)
+def test_chosen_queries_are_a_cut_of_the_whole(queries, mask, kernel):
+    call = random_call(mask=mask_examples()[mask], sinks=True, bias=True)
     queries = torch.tensor(queries)
     statistics = replace(EVERYTHING, rows=(6, 1))
-    output, found = measure(call, statistics, queries=queries, output=True)
-    every, whole = measure(call, replace(EVERYTHING, rows=tuple(range(7))), output=True)
+    output, found = kernel.measure(call, statistics, queries=queries, output=True)
+    every, whole = kernel.measure(call, replace(EVERYTHING, rows=tuple(range(7))), output=True)
     torch.testing.assert_close(output, every[:, :, queries])
     for name in ("lse", "entropy", "visible", "top_weights", "columns", "sink"):
         torch.testing.assert_close(getattr(found, name), getattr(whole, name)[:, :, queries])
     torch.testing.assert_close(found.rows, whole.rows[:, :, [6, 1]])
     torch.testing.assert_close(found.received, whole.rows[:, :, queries].sum(2))
     with pytest.raises(ValueError, match=r"rows \[5\] are not among the measured queries"):
-        measure(call, replace(EVERYTHING, rows=(5,)), queries=queries)
+        kernel.measure(call, replace(EVERYTHING, rows=(5,)), queries=queries)
 
 
-def test_output_is_the_attention():
+def test_output_is_the_attention(kernel):
     call = random_call(mask=mask_examples()["tree"])
-    output, _ = measure(call, Statistics(), output=True)
+    output, _ = kernel.measure(call, Statistics(), output=True)
     check(output, reference(call).output, reference(call, torch.float32).output)
 
 
@@ -147,7 +157,7 @@ def test_no_tile_is_larger_than_promised(monkeypatch):
 
     monkeypatch.setattr(tiles, "capped_scores", counting)
     call = random_call(batch=1, heads=2, kv_heads=1, queries=512, keys=512)
-    measure(call, Statistics.every())
+    chunked.measure(call, Statistics.every())
     assert max(seen) <= 1 << 14
     assert sum(seen) == 2 * 512 * 512
 

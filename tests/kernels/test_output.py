@@ -209,10 +209,11 @@ def test_sdpa_is_left_where_it_would_form_all_weights(monkeypatch):
 
 def test_choosing_is_explained():
     found = explain(random_call())
-    assert list(found) == ["steps", "packed", "sdpa", "chunked", "dense"]
+    assert list(found) == ["steps", "packed", "sdpa", "cpu", "chunked", "dense"]
     assert (found["sdpa"], found["chunked"]) == ("runs", "could run")
     found = explain(random_call(sinks=True))
-    assert (found["sdpa"], found["chunked"]) == ("refuses: it has no learned sinks", "runs")
+    assert (found["sdpa"], found["cpu"]) == ("refuses: it has no learned sinks", "runs")
+    assert found["chunked"] == "could run"
     assert found["dense"] == "refuses: it is for what torch traces, and forms all weights"
     found = explain(AttentionCall(*(tensor.to("meta") for tensor in torch.zeros(3, 1, 2, 3, 4)), softcap=2.0))
     assert (found["chunked"], found["dense"]) == ("refuses: torch cannot trace it", "runs")
@@ -229,5 +230,6 @@ def test_no_kernel_says_each_ones_reason(monkeypatch):
     from multihead.errors import NoKernelError
 
     monkeypatch.setattr(chunked, "refuses", lambda call: "it is switched off")
-    with pytest.raises(NoKernelError, match="sdpa: it has no softcap; chunked: it is switched off"):
-        choose(random_call(softcap=1.0))
+    reasons = "sdpa: it has no softcap; cpu: it has no dropout; chunked: it is switched off"
+    with pytest.raises(NoKernelError, match=reasons):
+        choose(random_call(softcap=1.0, dropout=0.5))

@@ -56,12 +56,9 @@ def measure(
 
     Memory: the answers, and one tile of at most about 2²¹ scores (or one row of one head, if that is longer).
     """
-    statistics.check(call.sizes)
+    check(call, statistics, queries)
     everything = torch.arange(call.sizes.queries, device=call.q.device)
     chosen = everything if queries is None else queries.to(call.q.device)
-    missing = set(statistics.rows or ()) - set(chosen.tolist()) if queries is not None else set()
-    if missing:
-        raise ValueError(f"rows {sorted(missing)} are not among the measured queries: add them, or leave queries out.")
     collectors = collectors_for(call, statistics, chosen)
     out = Output(call, chosen) if output else None
     align = statistics.blocks[1] if statistics.blocks is not None else 1
@@ -70,6 +67,14 @@ def measure(
         for collector in (*collectors, *([out] if out else [])):
             collector.add(tile)
     return (out.found if out else None), measurements_of(collectors)
+
+
+def check(call: AttentionCall, statistics: Statistics, queries: Tensor | None) -> None:
+    """Raise ``ValueError`` where rows or columns are asked for that are not there, or are not measured."""
+    statistics.check(call.sizes)
+    missing = set(statistics.rows or ()) - set(queries.tolist()) if queries is not None else set()
+    if missing:
+        raise ValueError(f"rows {sorted(missing)} are not among the measured queries: add them, or leave queries out.")
 
 
 class _Attend(torch.autograd.Function):

@@ -9,6 +9,7 @@
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +20,7 @@ from torch import dtype as Dtype
 from multihead.biases import Bias
 from multihead.conventions import checked_count, divisors, in_words
 from multihead.core import AttentionCall, check_heads, check_scores, merge_heads, split_heads
-from multihead.kernels import attend
+from multihead.kernels import attend, attend_with_weights
 from multihead.layer.cache import Cache, KeysValues
 from multihead.layer.parts import check_position, check_tokens, mask_and_bias, normed, places_of, start_linear
 from multihead.masks import Mask
@@ -33,9 +34,11 @@ class Attend(nn.Module):
     heads do.
     """
 
-    def forward(self, call: AttentionCall) -> Float[Tensor, "batch head query value_dim"]:
-        """The output of every head."""
-        return attend(call)
+    def forward(
+        self, call: AttentionCall, weights: Literal["mean", "each"] | None = None
+    ) -> Float[Tensor, "batch head query value_dim"] | tuple[Tensor, Tensor]:
+        """The output of every head; with ``weights``, also these, (B, Lq, Lk) or (B, H, Lq, Lk), before dropout."""
+        return attend(call) if weights is None else attend_with_weights(call, mean=weights == "mean")
 
 
 class MultiHeadAttention(nn.Module):

@@ -169,7 +169,6 @@ class And(_Pair):
         stop = min(stops)
         return min(max(starts), stop), stop
 
-
     def spans(self, queries, sizes):
         left, right = self.left.spans(queries, sizes), self.right.spans(queries, sizes)
         if left is None or right is None:
@@ -242,7 +241,10 @@ class _WithoutFirst(Mask):
 
     def spans(self, queries, sizes):
         whole = self.mask.spans(queries, self._whole(sizes))
-        return None if whole is None else tuple((end - self.dropped).clamp_min(0) for end in whole)
+        if whole is None:
+            return None
+        first, stop = ((end - self.dropped).clamp_min(0) for end in whole)
+        return first, stop
 
     def check(self, sizes):
         self.mask.check(self._whole(sizes))

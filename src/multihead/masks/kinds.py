@@ -78,7 +78,7 @@ class Padding(Mask):
         places = torch.arange(sizes.keys, device=self.valid.device)
         if not torch.equal((places >= first[:, None]) & (places < stop[:, None]), self.valid):
             return None
-        return tuple(end[:, None, None].expand(-1, 1, len(queries)) for end in (first, stop))
+        return first[:, None, None].expand(-1, 1, len(queries)), stop[:, None, None].expand(-1, 1, len(queries))
 
     def check(self, sizes):
         batch, keys = self.valid.shape

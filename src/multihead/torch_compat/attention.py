@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from multihead.conventions import checked_count, divisors, in_words, kind_of, mismatch, shape_of
-from multihead.core import AttentionCall, as_autocast, check_scores, merge_heads, split_heads
-from multihead.kernels import mean_weights, weights
+from multihead.core import AttentionCall, check_scores, merge_heads, split_heads
 from multihead.kernels.tracing import traced
 from multihead.layer import Attend
 from multihead.masks import Sizes
@@ -171,10 +170,16 @@ class MultiheadAttention(TorchNames):
             look=not traced(call),
         )
         call = replace(call, mask=mask, bias=bias)
-        merged = merge_heads(self.attend(call))
+        found = None
+        if need_weights:
+            heads, found = self.attend(call, "mean" if average_attn_weights else "each")
+            # the extra keys stand after the sequence, where torch has them
+            found = (found.roll(-extras, -1) if extras else found).to(query.dtype)
+        else:
+            heads = self.attend(call)
+        merged = merge_heads(heads)
         # turned before out_proj, whose output then lies in memory as torch's does
         output = self.out_proj(merged if self.batch_first or not batched else merged.transpose(0, 1))
-        found = _weights(call, extras, average=average_attn_weights).to(query.dtype) if need_weights else None
         if batched:
             return output, found
         return output[0], None if found is None else found[0]
@@ -285,11 +290,3 @@ def _bare(module: nn.Module) -> TypeGuard[nn.Linear]:
         and "forward" not in module.__dict__
         and not is_traceable_wrapper_subclass(module.weight)
     )
-
-
-def _weights(call: AttentionCall, extras: int, *, average: bool) -> Tensor:
-    """The weights before dropout; the extra keys stand after the sequence, where torch has them."""
-    q, k, v = as_autocast(call.q, call.k, call.v)
-    with torch.autocast(call.q.device.type, enabled=False):
-        found = (mean_weights if average else weights)(replace(call, q=q, k=k, v=v))
-    return found.roll(-extras, -1) if extras else found

@@ -11,13 +11,14 @@ from multihead.lens.masks_found import MaskFinder
 from multihead.masks import And, Dense, Documents, Mask, Not, Or, Padding
 
 
-def attention(run: Any, func: Any, args: Any, kwargs: Any) -> Tensor:
-    """:func:`multihead.kernels.attend`, seen."""
+def attention(run: Any, func: Any, args: Any, kwargs: Any) -> Any:
+    """:func:`multihead.kernels.attend`, seen, or with weights."""
     with run.unseen():
-        output = func(*args, **kwargs)
+        answer = func(*args, **kwargs)
     call: AttentionCall = args[0] if args else kwargs["call"]
+    output = answer[0] if isinstance(answer, tuple) else answer
     run.see(run.name, lambda finder: _understood(call, output, finder))
-    return output
+    return answer
 
 
 def _understood(call: AttentionCall, output: Tensor, finder: MaskFinder) -> HostAttention:

@@ -1,0 +1,256 @@
+"""The CPU kernel where it differs from others: chunks and jobs, threads, numbers that are none, what it refuses."""
+
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from multihead import biases, masks
+from multihead.core import AttentionCall, Statistics, reference
+from multihead.kernels import attend, attend_with_weights, chunked, cpu, explain_measuring
+from tests.accuracy import check, mask_examples, plain, random_bool, random_call
+from tests.kernels.test_measure import definitions
+
+QUERIES, KEYS = 307, 2203
+"""More than two jobs of 128 queries and two chunks of 1024 keys, and no multiple of either."""
+
+LONG = {"batch": 1, "heads": 4, "kv_heads": 2, "queries": QUERIES, "keys": KEYS, "dim": 11, "value_dim": 7}
+
+
+def long_masks() -> dict[str, masks.Mask | None]:
+    return {
+        "none": None,
+        "causal": masks.causal(),
+        "window": masks.sliding_window(1300),
+        "padding": masks.padding(torch.arange(KEYS)[None] >= 1100),
+        "documents": masks.documents(torch.arange(QUERIES) // 50, torch.arange(KEYS) // 400),
+        "scattered padding": masks.padding(random_bool(1, KEYS, share=0.5)),
+        "causal and dense": masks.causal() & masks.dense(random_bool(QUERIES, KEYS, share=0.3)),
+        "either": masks.sliding_window(40) | masks.padding(random_bool(1, KEYS, share=0.1)),
+    }
+
+
+@pytest.mark.parametrize("block", [64, 50, 200, 997], ids=lambda block: f"blocks of {block}")
+@pytest.mark.parametrize("mask", long_masks().values(), ids=long_masks())
+def test_every_statistic_over_several_chunks_and_jobs(mask, block):
+    options = {50: {"softcap": 5.0}, 64: {"bias": True}, 200: {"sinks": True}, 997: {}}[block]
+    call = random_call(mask=mask, **options, **LONG)
+    asked = Statistics.every(top=9, block=block, rows=(306, 5), columns=(2202, 0, 1024))
+    output, found = cpu.measure(call, asked, output=True)
+    exact, simple = definitions(call, asked), definitions(call, asked, torch.float32)
+    check(output, reference(call).output, plain(call).output, "output")
+    for name, value in found.named().items():
+        if name == "top_keys":
+            # two scores may be closer than float32 tells apart
+            assert (value == exact[name]).float().mean() > 0.999
+        elif not value.is_floating_point():
+            assert torch.equal(value.expand_as(exact[name]), exact[name]), name
+        else:
+            check(value, exact[name], simple[name], name)
+
+
+def test_ties_go_to_the_lower_key_wherever_it_stands():
+    call = random_call(**LONG)
+    k = call.k.clone()
+    # the same key in one group, in several groups and in several chunks
+    k[:, :, [3, 67, 70, 131, 1500, 1501, 2202]] = 3 * k[:, :, :1]
+    call = replace(call, k=k)
+    _, found = cpu.measure(call, Statistics(top=6))
+    order = (call.q @ k.repeat_interleave(2, 1).mT).sort(dim=-1, descending=True, stable=True).indices
+    assert torch.equal(found.top_keys, order[..., :6]) or (found.top_keys == order[..., :6]).float().mean() > 0.999
+    highest = (found.top_keys[..., 0] == 3).float().mean()
+    assert highest > 0.1
+    tied = found.top_keys[found.top_keys[..., 0] == 3]
+    assert (tied == torch.tensor([3, 67, 70, 131, 1500, 1501])).all()
+
+
+@pytest.mark.parametrize("queries", [[0], [306, 2, 150], list(range(100, 300))], ids=["one", "three", "many"])
+@pytest.mark.parametrize("mask", ["none", "causal", "documents", "scattered padding", "either"])
+def test_chosen_queries_are_a_cut_of_the_whole(queries, mask):
+    call = random_call(mask=long_masks()[mask], **LONG)
+    asked = Statistics(top=3, received=True, columns=(1, 2000))
+    queries = torch.tensor(queries)
+    output, found = cpu.measure(call, asked, queries=queries, output=True)
+    every, whole = cpu.measure(call, replace(asked, rows=tuple(queries.tolist())), output=True)
+    torch.testing.assert_close(output, every[:, :, queries])
+    for name in ("lse", "entropy", "visible", "top_weights", "columns"):
+        torch.testing.assert_close(getattr(found, name), getattr(whole, name)[:, :, queries])
+    torch.testing.assert_close(found.received, whole.rows.sum(2), atol=1e-5, rtol=1e-5)
+
+
+def test_the_same_bits_twice_and_with_any_number_of_threads():
+    call = random_call(mask=masks.causal(), **LONG)
+    before = torch.get_num_threads()
+    answers = []
+    try:
+        for threads in (1, 2, 2, 3):
+            torch.set_num_threads(threads)
+            output, found = cpu.measure(call, Statistics.every(), output=True)
+            answers.append({"output": output, **found.named()})
+    finally:
+        torch.set_num_threads(before)
+    for answer in answers[1:]:
+        for name, value in answer.items():
+            assert torch.equal(value, answers[0][name]), name
+
+
+def test_several_python_threads_at_once():
+    calls = [random_call(seed=seed, mask=masks.causal(), **LONG) for seed in range(4)]
+    expected = [cpu.measure(call, Statistics.every(), output=True) for call in calls]
+    found: list = [None] * 4
+
+    def work(number: int) -> None:
+        for _ in range(5):
+            found[number] = cpu.measure(calls[number], Statistics.every(), output=True)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for (output, mine), (exact, theirs) in zip(found, expected, strict=True):
+        assert torch.equal(output, exact)
+        assert torch.equal(mine.received, theirs.received)
+
+
+@pytest.mark.parametrize("layout", ["tokens before heads", "every second token", "reversed features", "one for all"])
+def test_tensors_lie_in_memory_as_they_like(layout):
+    call = random_call(mask=masks.causal())
+
+    def laid_out(tensor):
+        if layout == "tokens before heads":
+            return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+        if layout == "every second token":
+            return tensor.repeat_interleave(2, 2)[:, :, ::2]
+        if layout == "reversed features":
+            return tensor.flip(-1).contiguous().mT.contiguous().mT.flip(-1)
+        return tensor[:1, :1].expand_as(tensor)
+
+    call = replace(call, **{name: laid_out(getattr(call, name)) for name in "qkv"})
+    output, _ = cpu.measure(call, Statistics(), output=True)
+    check(output, reference(call).output, plain(call).output)
+
+
+@pytest.mark.parametrize("shape", [(7, 11), (2, 1, 1, 11), (1, 6, 7, 1), (1, 1, 1, 1)], ids=str)
+def test_biases_and_masks_are_read_where_they_are(shape):
+    bias = torch.randn(shape)
+    allowed = random_bool(*shape, seed=5, share=0.7)
+    call = random_call(bias=bias, mask=masks.dense(allowed) & masks.causal())
+    output, _ = cpu.measure(call, Statistics(), output=True)
+    check(output, reference(call).output, plain(call).output)
+    call = random_call(bias=bias.mT.contiguous().mT.half(), mask=masks.dense(allowed))
+    output, _ = cpu.measure(call, Statistics(), output=True)
+    check(output, reference(call).output, plain(call).output)
+
+
+class Slope(biases.Bias):
+    """-|distance|, never kept whole."""
+
+    asked = 0
+
+    def values(self, queries, keys, sizes):
+        Slope.asked = max(Slope.asked, len(queries) * len(keys))
+        return -(queries[:, None] + sizes.offset - keys).abs()[None, None].float()
+
+    def tensors(self):
+        yield torch.ones(1)
+
+    def over(self, tensors):
+        return self
+
+
+def test_a_bias_object_is_asked_by_parts(monkeypatch):
+    monkeypatch.setattr(cpu, "TILE", 4 * LONG["heads"] * 128 * KEYS)
+    call = random_call(bias=Slope(), **LONG)
+    output, _ = cpu.measure(call, Statistics(), output=True)
+    assert 0 < Slope.asked < QUERIES * KEYS
+    check(output, reference(call).output, plain(call).output)
+
+
+@pytest.mark.parametrize("where", ["q", "k", "v"])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_what_is_no_number_reaches_whom_it_should(where, number):
+    call = random_call(mask=masks.causal(), **LONG)
+    tensor = getattr(call, where).clone()
+    tensor[0, 1, 300, 0] = number
+    call = replace(call, **{where: tensor})
+    output, found = cpu.measure(call, Statistics(top=2), output=True)
+    expected, theirs = chunked.measure(call, Statistics(top=2), output=True)
+    torch.testing.assert_close(output, expected, equal_nan=True)
+    torch.testing.assert_close(found.lse, theirs.lse, equal_nan=True)
+    assert not output.isfinite().all()
+    assert output.isfinite().any()
+
+
+@pytest.mark.parametrize("where", ["k", "v"])
+def test_a_hidden_nan_reaches_nobody(where):
+    call = random_call(mask=masks.sliding_window(5), **LONG)
+    tensor = getattr(call, where).clone()
+    tensor[:, :, :1000] = torch.nan
+    output, found = cpu.measure(replace(call, **{where: tensor}), Statistics.every(), output=True)
+    check(output, reference(call).output, plain(call).output)
+    assert all(not value.isnan().any() for value in found.named().values() if value.is_floating_point())
+
+
+def test_scores_far_apart_keep_their_order():
+    call = random_call(**LONG)
+    call = replace(call, q=1e4 * call.q)
+    output, found = cpu.measure(call, Statistics(top=1), output=True)
+    check(output, reference(call).output, plain(call).output)
+    assert (found.top_weights > 0.1).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"mask": masks.causal()}, {"mask": mask_examples()["tree"], "sinks": True}])
+@pytest.mark.parametrize("mean", [True, False])
+def test_output_and_all_weights_from_one_pass(options, mean):
+    call = random_call(**options)
+    output, weights = attend_with_weights(call, mean=mean)
+    exact, simple = reference(call), plain(call)
+    check(output, exact.output, simple.output, "output")
+    pairs = [(found.weights.mean(1) if mean else found.weights) for found in (exact, simple)]
+    check(weights, *pairs, "weights")
+    again, _ = cpu.attend_with_weights(call, mean=mean)
+    assert torch.equal(output, again)
+
+
+def test_weights_where_something_is_no_number():
+    call = random_call(mask=masks.causal())
+    v = call.v.clone()
+    v[:, :, 10] = torch.nan
+    call = replace(call, v=v)
+    assert cpu.attend_with_weights(call, mean=False) is None
+    output, weights = attend_with_weights(call, mean=False)
+    torch.testing.assert_close(output, attend(call), equal_nan=True)
+    assert not weights.isnan().any()
+
+
+def test_what_it_refuses():
+    q = torch.zeros(1, 2, 3, 4)
+    refused = {
+        "it is for float32, bfloat16 and float16 on a CPU": AttentionCall(q.double(), q.double(), q.double()),
+        "it has no dropout": AttentionCall(q, q, q, dropout=0.5),
+        "some axis is empty": AttentionCall(q[:, :, :0], q, q),
+        "it has no backward": AttentionCall(q.clone().requires_grad_(), q, q),
+    }
+    for reason, call in refused.items():
+        assert cpu.refuses(call) == reason
+    assert explain_measuring(AttentionCall(q, q, q)) == {"cpu": "runs", "chunked": "could run"}
+    assert explain_measuring(refused["it is for float32, bfloat16 and float16 on a CPU"])["chunked"] == "runs"
+
+
+def test_without_a_place_to_keep_the_compiled_code(tmp_path):
+    """A machine whose folders cannot be written compiles anew, and says so."""
+    code = (
+        "import logging, torch; logging.basicConfig(); import numba.core.caching as caching\n"
+        "for locator in caching.CacheImpl._locator_classes: locator.from_function = classmethod(lambda *a: None)\n"
+        "from multihead.kernels import cpu; from multihead.core import AttentionCall, Statistics\n"
+        "q = torch.randn(1, 2, 5, 4); call = AttentionCall(q, q, q)\n"
+        "assert cpu.refuses(call) is None, cpu.refuses(call)\n"
+        "print(cpu.measure(call, Statistics())[1].lse.shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stdout.strip() == "torch.Size([1, 2, 5])", done.stderr
+    assert "compiled the CPU kernel in" in done.stderr
