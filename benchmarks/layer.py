@@ -25,6 +25,23 @@ SIZES = ((2, 10, 64, 8), (8, 128, 512, 8), (1, 2048, 512, 8), (4, 512, 768, 12),
 Layer = Callable[[Tensor], Tensor]
 
 
+class Apart(nn.Module):
+    """The floor with three projections in the place of one: what it costs that each is a module that can be hooked."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        q, k, v = (
+            project(x).view(batch, length, self.heads, width // self.heads).transpose(1, 2)
+            for project in (self.q, self.k, self.v)
+        )
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width))
+
+
 class Floor(nn.Module):
     """One fused projection, SDPA, one projection, and nothing else."""
 
@@ -49,8 +66,12 @@ def layers(width: int, heads: int) -> dict[str, tuple[nn.Module, Layer]]:
     floor.qkv.load_state_dict({"weight": theirs.in_proj_weight, "bias": theirs.in_proj_bias})
     floor.out.load_state_dict(theirs.out_proj.state_dict())
     ours = mh.MultiHeadAttention.from_torch(theirs)
+    apart = Apart(width, heads)
+    for mine, projection in (("q", ours.q_proj), ("k", ours.k_proj), ("v", ours.v_proj), ("out", ours.out_proj)):
+        getattr(apart, mine).load_state_dict(projection.state_dict())
     found: dict[str, tuple[nn.Module, Layer]] = {
         "the floor": (floor, floor),
+        "the floor, three projections": (apart, apart),
         "multihead": (ours, ours),
         "nn.MultiheadAttention": (theirs, lambda x: theirs(x, x, x, need_weights=False)[0]),
     }

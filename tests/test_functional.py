@@ -17,7 +17,7 @@ def test_attention_and_inspect_give_the_same_output(mask, options):
     output = mh.attention(call.q, call.k, call.v, **arguments)
     check(output, reference(call).output, plain(call).output)
     seen_output, seen = mh.inspect(call.q, call.k, call.v, statistics=mh.Statistics.every(), **arguments)
-    assert torch.equal(seen_output, output)
+    check(seen_output, reference(call).output, plain(call).output)
     assert seen.entropy.shape == (2, 6, 7)
 
 
@@ -38,7 +38,7 @@ def test_inspect_is_differentiable_and_its_statistics_are_not():
 
 
 def test_a_torch_function_mode_sees_every_attention_once():
-    from multihead.kernels import attend
+    from multihead.kernels import attend, attend_with_statistics, attend_with_weights
 
     class Spy(torch.overrides.TorchFunctionMode):
         def __init__(self):
@@ -46,7 +46,7 @@ def test_a_torch_function_mode_sees_every_attention_once():
             self.seen = []
 
         def __torch_function__(self, function, types, args=(), kwargs=None):
-            if function is attend:
+            if function in (attend, attend_with_statistics, attend_with_weights):
                 self.seen.append(args[0])
             return function(*args, **(kwargs or {}))
 
@@ -54,8 +54,10 @@ def test_a_torch_function_mode_sees_every_attention_once():
     with Spy() as spy:
         mh.attention(call.q, call.k, call.v)
         mh.attention(call.q, call.k, call.v, softcap=2.0)
-    assert [type(seen) for seen in spy.seen] == [AttentionCall] * 2
-    assert [seen.softcap for seen in spy.seen] == [None, 2.0]
+        mh.inspect(call.q, call.k, call.v, softcap=3.0)
+        attend_with_weights(random_call(softcap=4.0), mean=True)
+    assert [type(seen) for seen in spy.seen] == [AttentionCall] * 4
+    assert [seen.softcap for seen in spy.seen] == [None, 2.0, 3.0, 4.0]
 
 
 @pytest.mark.parametrize("statistics", [{"top": 8}, None, "entropy"])
@@ -84,7 +86,8 @@ def test_a_bias_may_be_an_object(as_users_run):
     output = mh.attention(call.q, call.k, call.v, bias=bias)
     expected = AttentionCall(call.q, call.k, call.v, bias=bias.dense(call.sizes))
     check(output, reference(expected).output, plain(expected).output)
-    assert torch.equal(mh.inspect(call.q, call.k, call.v, bias=bias)[0], output)
+    seen_output, _ = mh.inspect(call.q, call.k, call.v, bias=bias)
+    check(seen_output, reference(expected).output, plain(expected).output)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch import Tensor
 from multihead.biases import Bias
 from multihead.core import AttentionCall, Measurements, Statistics, as_autocast, as_mask
 from multihead.core.statistics import check_statistics
-from multihead.kernels import attend, measure
+from multihead.kernels import attend, attend_with_statistics
 from multihead.masks import Mask
 
 
@@ -66,7 +66,9 @@ def inspect(
 ) -> tuple[Float[Tensor, "batch head query value_dim"], Measurements]:
     """:func:`attention`, and what its weights are like.
 
-    The output is the one that :func:`attention` gives, bit for bit, and differentiable; the statistics are not.
+    The output is the one that :func:`attention` gives, but for rounding where one kernel computes both in one pass. It
+    is differentiable; the statistics are not.
+
     Memory: the output, the statistics, and one tile of scores; never a Lq × Lk tensor.
 
     Raises:
@@ -81,9 +83,7 @@ def inspect(
     """
     check_statistics(statistics)
     call = _call(q, k, v, mask=as_mask(mask), bias=bias, scale=scale, softcap=softcap, sinks=sinks)
-    output = attend(call)
-    _, measurements = measure(call, statistics)
-    return output, measurements
+    return attend_with_statistics(call, statistics)
 
 
 def _call(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> AttentionCall:

@@ -3,6 +3,7 @@
 from multihead.kernels.choose import (
     KERNELS,
     attend,
+    attend_with_statistics,
     attend_with_weights,
     choose,
     explain,
@@ -14,6 +15,7 @@ from multihead.kernels.dense import mean_weights, weights
 __all__ = [
     "KERNELS",
     "attend",
+    "attend_with_statistics",
     "attend_with_weights",
     "choose",
     "explain",

@@ -98,6 +98,22 @@ def attend_with_weights(call: AttentionCall, *, mean: bool) -> tuple[Tensor, Ten
     return attend(call), (dense.mean_weights if mean else dense.weights)(call)
 
 
+def attend_with_statistics(call: AttentionCall, statistics: Statistics) -> tuple[Tensor, Measurements]:
+    """The output of a call, (B, H, Lq, Dv), and its statistics, from one pass where a kernel can.
+
+    Obeys torch's function protocol, as :func:`attend` does. The output is differentiable, the statistics are not.
+    """
+    tensors = (call.q, call.k, call.v)
+    if has_torch_function(tensors):
+        return handle_torch_function(attend_with_statistics, tensors, call, statistics)
+    # what plain torch computes in tiles is no better an output than that of the fastest kernel
+    if call.learns or call.dropout or traced(call) or _measuring(call) is chunked:
+        return attend(call), measure(call, statistics)[1]
+    output, found = measure(call, statistics, output=True)
+    assert output is not None  # noqa: S101  it was asked for
+    return output.to(call.q.dtype), found
+
+
 def measure(
     call: AttentionCall, statistics: Statistics, *, queries: Tensor | None = None, output: bool = False
 ) -> tuple[Tensor | None, Measurements]:

@@ -12,7 +12,7 @@ from multihead.masks import And, Dense, Documents, Mask, Not, Or, Padding
 
 
 def attention(run: Any, func: Any, args: Any, kwargs: Any) -> Any:
-    """:func:`multihead.kernels.attend`, seen, or with weights."""
+    """:func:`multihead.kernels.attend`, alone or with weights or statistics, seen."""
     with run.unseen():
         answer = func(*args, **kwargs)
     call: AttentionCall = args[0] if args else kwargs["call"]
