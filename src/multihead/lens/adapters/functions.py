@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 from multihead.errors import UnsupportedAttentionError
-from multihead.kernels import attend
+from multihead.kernels import attend, attend_with_statistics, attend_with_weights
 from multihead.lens.adapters import native, sdpa, torch_mha
 
 Adapter = Callable[[Any, Any, Any, Any], Any]
@@ -17,6 +17,8 @@ Adapter = Callable[[Any, Any, Any, Any], Any]
 
 _ADAPTERS: dict[Any, Adapter] = {
     attend: native.attention,
+    attend_with_statistics: native.attention,
+    attend_with_weights: native.attention,
     F.scaled_dot_product_attention: sdpa.attention,
     torch.ops.aten.scaled_dot_product_attention: sdpa.attention,
     torch.ops.aten.scaled_dot_product_attention.default: sdpa.attention,
