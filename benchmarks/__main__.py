@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("importing", "layer", "decoding", "inspecting", "observing", "page")
+NAMES = ("importing", "layer", "decoding", "lens", "observing", "page")
 
 
 def main(names: list[str]) -> None:

@@ -254,3 +254,18 @@ def test_without_a_place_to_keep_the_compiled_code(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.stdout.strip() == "torch.Size([1, 2, 5])", done.stderr
     assert "compiled the CPU kernel in" in done.stderr
+
+
+@pytest.mark.parametrize("number", [torch.finfo(torch.float32).min, -1e30, -torch.inf])
+def test_rows_hidden_by_a_bias(number):
+    """Scores so low that nothing can be added to them: the softmax is that of what is left of them."""
+    bias = torch.zeros(7, 11)
+    bias[2], bias[4, 3:] = number, number
+    call = random_call(bias=bias)
+    output, found = cpu.measure(call, Statistics.every(rows=(2, 4), columns=(1,)), output=True)
+    exact, simple = reference(call), plain(call)
+    check(output, exact.output, simple.output, "output")
+    check(found.rows, exact.weights[:, :, [2, 4]], simple.weights[:, :, [2, 4]], "rows")
+    best = exact.weights.sort(dim=-1, descending=True, stable=True).values[..., :8]
+    check(found.top_weights, best, simple.weights.topk(8).values, "top")
+    check(found.entropy, torch.special.entr(exact.weights).sum(-1), torch.special.entr(simple.weights).sum(-1))

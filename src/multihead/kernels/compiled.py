@@ -28,7 +28,7 @@ _ADDRESSES = (
     *("mask", "bias", "sinks"),  # 0 where there is none
     "places",  # int64 (queries): the position of each query among the keys
     *("lse", "peak", "entropy", "sink"),  # (batch, heads, queries)
-    *("top_scores", "top_keys"),  # (batch, heads, queries, top)
+    *("top", "top_keys"),  # (batch, heads, queries, top_count): scores, in the end weights; int64
     "received",  # float64 (batch, heads, strands, keys)
     *("edges", "offsets"),  # int64 (bins + 1), float64 (batch, heads, strands, bins)
     "blocks",  # float64 (batch, heads, pieces, blocks across)
@@ -46,7 +46,7 @@ _STRIDES = (
 _SIZES = (
     *("batch", "heads", "group", "queries", "keys", "dim", "value_dim"),
     *("jobs", "first_job", "strands", "scratch_floats"),
-    *("top", "bins", "block_height", "block_width", "pieces", "across", "row_count", "column_count"),
+    *("top_count", "bins", "block_height", "block_width", "pieces", "across", "row_count", "column_count"),
     *("kept", "together"),  # whether exponentials are kept; whether one thread takes all heads of its rows
 )
 CALL = np.dtype(
@@ -495,10 +495,10 @@ def _row_of_chunk(call, b, h, start, r, row, begin, c, state):
     _adjusted(call, scores, b, h, start + r, begin + left)
     if call.top:
         highest = _group_peaks(scores, peaks)
-        place = ((b * call.heads + h) * call.queries + start + r) * call.top
-        top_scores = _floats(call.top_scores, place, call.top)
-        if highest > top_scores[call.top - 1]:
-            top_keys = _integers(call.top_keys, place, call.top)
+        place = ((b * call.heads + h) * call.queries + start + r) * call.top_count
+        top_scores = _floats(call.top, place, call.top_count)
+        if highest > top_scores[call.top_count - 1]:
+            top_keys = _integers(call.top_keys, place, call.top_count)
             filled[r] = _take_top(scores, begin + left, peaks, highest, top_scores, top_keys, filled[r])
     else:
         highest = _largest(scores)
@@ -524,38 +524,43 @@ def _row_of_chunk(call, b, h, start, r, row, begin, c, state):
 
 @njit
 def _finish_rows(call, b, h, start, rows, state):
-    """The statistics of rows, from what the first pass gathered; the log-sum-exp takes the place of the total."""
-    (_, _, peak, total, moment, _, _, _) = state
+    """The statistics of rows, from what the first pass gathered.
+
+    What the second pass needs takes the place of that: the weight of a score s is exp(s - moment) · total.
+    """
+    (_, _, peak, total, moment, filled, _, _) = state
     row = (b * call.heads + h) * call.queries + start
     lse, peaks = _floats(call.lse, row, rows), _floats(call.peak, row, rows)
     entropy, sinks = _floats(call.entropy, row, rows), _floats(call.sink, row, rows)
     for r in range(rows):
         if moment[r] != moment[r] or peak[r] == np.float32(np.inf):
             _integers(call.flag, 0, 1)[0] = 1
-        peaks[r], sinks[r] = peak[r], np.float32(0.0)
-        all_of_it, ceiling, sink = total[r], float(peak[r]), 0.0
+        highest = float(peak[r])
+        ceiling, sink = highest, -math.inf
         if call.sinks:
             sink = float(_floats(call.sinks, h, 1)[0])
-            larger = max(ceiling, sink)
-            if larger > -math.inf:
-                all_of_it = (total[r] * math.exp(ceiling - larger) if total[r] else 0.0) + math.exp(sink - larger)
-                ceiling = larger
-        if not all_of_it:
-            lse[r], entropy[r], total[r] = _NOTHING, np.float32(0.0), -math.inf
-        else:
-            log_sum = ceiling + math.log(all_of_it)
-            share = math.exp(float(peak[r]) - log_sum) if total[r] else 0.0
-            found = -share * (moment[r] + total[r] * (float(peak[r]) - log_sum)) if total[r] else 0.0
-            if call.sinks:
-                sinks[r] = math.exp(sink - log_sum)
-                if sinks[r]:
-                    found -= math.exp(sink - log_sum) * (sink - log_sum)
-            lse[r], entropy[r] = log_sum, max(found, 0.0)
-            total[r] = log_sum
+            ceiling = max(highest, sink)
+        if ceiling == -math.inf:
+            ceiling = 0.0
+        seen, sunk = math.exp(highest - ceiling), math.exp(sink - ceiling)
+        every = total[r] * seen + sunk
+        share = 1.0 / every if every else 0.0
+        log_sum = math.log(every) if every else -math.inf
+        disorder = 0.0
+        if total[r] and seen:
+            disorder -= (moment[r] + total[r] * (highest - ceiling - log_sum)) * seen * share
+        if sunk:
+            disorder -= (sink - ceiling - log_sum) * sunk * share
+        lse[r], peaks[r], entropy[r], sinks[r] = ceiling + log_sum, peak[r], max(disorder, 0.0), sunk * share
+        if call.top:
+            top = _floats(call.top, (row + r) * call.top_count, call.top_count)
+            for i in range(filled[r]):
+                top[i] = math.exp(float(top[i]) - ceiling) * share
+            _fill(top[filled[r] :], np.float32(0.0))
         if call.output:
             place = b * call.output_batch + h * call.output_head + (start + r) * call.output_token
-            factor = math.exp(float(peak[r]) - total[r]) if peak[r] > _NOTHING else 0.0
-            _scale(_floats(call.output, place, call.value_dim), np.float32(factor))
+            _scale(_floats(call.output, place, call.value_dim), np.float32(seen * share))
+        total[r], moment[r] = share, ceiling
 
 
 @njit
@@ -605,7 +610,7 @@ def _keep_weights(call, b, h, i, begin, row, left, right, factor):
 @njit
 def _second_pass(call, b, h, job, strand, start, rows, low, high, kept, state, sums):
     """Statistics of keys, from the exponentials of the first pass and the log-sum-exp of each row."""
-    (firsts, stops, _, log_sums, _, _, chunk_peaks, _) = state
+    (firsts, stops, _, share, ceiling, _, chunk_peaks, _) = state
     head = b * call.heads + h
     for c in range((high - low + CHUNK - 1) // CHUNK):
         begin = low + c * CHUNK
@@ -616,7 +621,7 @@ def _second_pass(call, b, h, job, strand, start, rows, low, high, kept, state, s
             right = max(min(stops[r] - begin, width), left)
             if left == right or chunk_peaks[c, r] == _NOTHING:
                 continue
-            factor = np.float32(math.exp(float(chunk_peaks[c, r]) - log_sums[r]))
+            factor = np.float32(math.exp(float(chunk_peaks[c, r]) - ceiling[r]) * share[r])
             row, i = _floats(kept, (c * ROWS + r) * CHUNK, width), start + r
             if call.received:
                 _add_scaled(sums[left:right], row[left:right], factor)

@@ -159,7 +159,7 @@ class _Asked:
         # tokens before heads, as a layer will want it
         self.output = torch.empty(batch, count, heads, call.v.shape[-1]).transpose(1, 2) if output else None
         top = min(statistics.top, keys)
-        self.top_scores = torch.full((batch, heads, count, top), -torch.inf)
+        self.top = torch.full((batch, heads, count, top), -torch.inf) if statistics.top else None
         self.top_keys = torch.full((batch, heads, count, top), -1)
         self.starts = _job_starts(count, statistics.blocks)
         self.parts = list(self._parts())
@@ -266,7 +266,7 @@ class _Asked:
             "scratch": scratch, "q": self.q, "k": self.k, "v": self.v, "output": self.output,
             "first": first, "stop": stop, "sinks": sinks, "places": places,
             "lse": self.lse, "peak": self.peak, "entropy": self.entropy, "sink": self.sink,
-            "top_scores": self.top_scores, "top_keys": self.top_keys, "received": self.received,
+            "top": self.top, "top_keys": self.top_keys, "received": self.received,
             "edges": self.edges, "offsets": self.offsets, "blocks": self.blocks,
             "row_slots": row_slots, "rows": rows, "column_keys": self.chosen_columns, "columns": self.columns,
             "mean": self.weights if self.mean else None,
@@ -289,7 +289,7 @@ class _Asked:
         record["batch"], record["heads"], record["group"] = sizes.batch, sizes.heads, call.group
         record["queries"], record["keys"] = self.count, sizes.keys
         record["dim"], record["value_dim"] = call.q.shape[-1], call.v.shape[-1]
-        record["top"], record["scratch_floats"] = self.top_scores.shape[-1], floats
+        record["top_count"], record["scratch_floats"] = self.top_keys.shape[-1], floats
         record["sgemm"], record["kept"], record["together"] = found.sgemm, kept, self.mean
         record["scale"], record["softcap"] = call.factor, call.softcap or 0.0
         return list(pointed.values())
@@ -349,9 +349,7 @@ class _Asked:
             if getattr(asked, name):
                 found[name] = value
         if asked.top:
-            weights = (self.top_scores - self.lse[..., None]).exp_()
-            found["top_weights"] = weights.masked_fill_(self.top_keys < 0, 0.0)
-            found["top_keys"] = self.top_keys
+            found["top_weights"], found["top_keys"] = self.top, self.top_keys
         return found
 
     def _counted(self) -> tuple[Tensor, Tensor]:
