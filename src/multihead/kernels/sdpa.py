@@ -33,6 +33,8 @@ def refuses(call: AttentionCall) -> str | None:
     if not (call.q.numel() and call.k.numel() and call.v.numel()):
         return "some axis is empty"
     if traced(call):
+        if torch.jit.is_tracing() and call.q.shape[1] != call.k.shape[1]:
+            return "torch's scripting exporter knows no grouped heads"
         learned = any(tensor.requires_grad for tensor in call.bias_tensors)
         exporting = torch.compiler.is_exporting() and learned
         return "torch's exporter mistakes the layout of its output where a bias is learned" if exporting else None

@@ -20,10 +20,13 @@ def leaks(call: AttentionCall) -> bool:
     return call.mask is not None and any(nonfinite(tensor) for tensor in (call.q, call.k, call.v))
 
 
-def surely(condition: "bool | torch.SymBool") -> bool:
+def surely(condition: "bool | torch.SymBool | torch.Tensor") -> bool:
     """Whether something about sizes holds for every length that a trace may later meet."""
     if isinstance(condition, bool):
         return condition
+    if isinstance(condition, torch.Tensor):
+        # torch.jit.trace: true of this length, and who knows of which other
+        return False
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
     return statically_known_true(condition)
