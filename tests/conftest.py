@@ -1,6 +1,7 @@
 """What every test may use."""
 
 import os
+from importlib.util import find_spec
 
 import jaxtyping
 import pytest
@@ -23,6 +24,12 @@ settings.load_profile("here")
 
 # no test may depend on a network, nor wait for one
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+if not torch.cuda.is_available() and find_spec("triton") is not None:
+    # Triton decides once, as it is loaded, whether programs can run without a GPU; torch's compiler loads it too
+    with pytest.MonkeyPatch.context() as interpreted:
+        interpreted.setenv("TRITON_INTERPRET", "1")
+        import triton.language  # noqa: F401
 
 
 @pytest.fixture

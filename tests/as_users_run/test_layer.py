@@ -204,7 +204,8 @@ def test_autocast_reaches_the_function():
         assert mh.attention(q, k, v).dtype == torch.bfloat16
         assert mh.attention(q, k, v, softcap=2.0).dtype == torch.bfloat16
         output, _ = mh.inspect(q, k, v)
-        assert torch.equal(output, mh.attention(q, k, v))
+        assert output.dtype == torch.bfloat16
+        torch.testing.assert_close(output, mh.attention(q, k, v), atol=1e-2, rtol=1e-2)
 
 
 def test_activation_checkpointing():

@@ -43,7 +43,7 @@ def explain(call: AttentionCall) -> dict[str, str]:
     >>> q = torch.zeros(1, 2, 3, 4)
     >>> reasons = explain(AttentionCall(q, q, q, softcap=30.0))
     >>> reasons["sdpa"], reasons["chunked"]
-    ('refuses: it has no softcap', 'runs')
+    ('refuses: it has no softcap', 'could run')
     """
     chosen, follows = choose(call), traced(call)
     found = {}
