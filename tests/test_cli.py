@@ -446,3 +446,26 @@ def test_help_needs_no_transformers():
         "sys.exit(any(name in sys.modules for name in ('transformers', 'multihead.text', 'multihead.view')))"
     )
     assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+class TestEstimate:
+    def test_of_the_demo_model(self, demo):
+        answer = run("estimate", "--length", 64, "--batch", 2)
+        assert answer.exit_code == 0, answer.output
+        assert "6 attentions over 64 tokens, batch 2, on cpu" in answer.stdout
+        for word in ("FLOPs, about", "recording", "qk", "peak", "fits in"):
+            assert word in answer.stdout
+        assert "qk" not in run("estimate", "--length", 64, "--no-qk").stdout
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("--length", 0), "Invalid value for '--length'"),
+            ((), "Missing option '--length'"),
+            (("--length", 5, "--model", "no/such/model"), "no/such/model"),
+        ],
+    )
+    def test_mistakes(self, arguments, message):
+        answer = run("estimate", *arguments)
+        assert answer.exit_code == 2
+        assert message in answer.output

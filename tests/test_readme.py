@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from multihead.text import DEFAULT_SENTENCE, load_model
+from tests.lens.hosts import ids, llama
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -20,6 +21,9 @@ def test_the_example_in_python(tmp_path, monkeypatch):
     names = {
         "model": demo.model,
         "inputs": inputs,
+        "dataloader": [inputs],
+        "language_model": llama(eos_token_id=None),
+        "question": ids(1, 5),
         "tokens": demo.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0]),
         "valid": torch.ones(2, 11, dtype=torch.bool),
         "x": torch.randn(2, 7, 512),
@@ -35,6 +39,7 @@ def test_the_example_in_python(tmp_path, monkeypatch):
     assert names["y"].shape == (2, 1, 512)
     assert names["cache"].length == 8
     assert names["written"].tokens.shape == (2, 5)
+    assert names["story"].layers[0].sizes.keys == 24
     assert names["seen"].top_weights.shape == (2, 8, 11, 8)
     loaded = names["mh"].load(tmp_path / "run.safetensors")
     torch.testing.assert_close(loaded.rows(2, [18]), names["recording"].rows(2, [18]))

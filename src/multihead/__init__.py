@@ -16,10 +16,12 @@ if TYPE_CHECKING:
         MultiHeadLatentAttention,
         SlidingCache,
     )
-    from multihead.lens import Seen, observe
+    from multihead.lens import AttentionSizes, Estimate, Profile, Seen, estimate, observe, profile
     from multihead.recording import Layer, Link, Recording, load
 
 __all__ = [
+    "AttentionSizes",
+    "Estimate",
     "FixedCache",
     "GrowingCache",
     "Layer",
@@ -27,6 +29,7 @@ __all__ = [
     "Measurements",
     "MultiHeadAttention",
     "MultiHeadLatentAttention",
+    "Profile",
     "Recording",
     "Seen",
     "SlidingCache",
@@ -35,12 +38,14 @@ __all__ = [
     "attention",
     "biases",
     "errors",
+    "estimate",
     "inspect",
     "load",
     "masks",
     "models",
     "observe",
     "positions",
+    "profile",
     "torch_compat",
 ]
 
@@ -48,7 +53,7 @@ _ROOMS = {
     "core": ("Measurements", "Statistics"),
     "functional": ("attention", "inspect"),
     "layer": ("FixedCache", "GrowingCache", "MultiHeadAttention", "MultiHeadLatentAttention", "SlidingCache"),
-    "lens": ("Seen", "observe"),
+    "lens": ("AttentionSizes", "Estimate", "Profile", "Seen", "estimate", "observe", "profile"),
     "recording": ("Layer", "Link", "Recording", "load"),
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names}

@@ -1,4 +1,4 @@
-"""The command line: ``multihead view`` opens a page, ``multihead show`` answers in the terminal.
+"""The command line: ``multihead view`` opens a page, ``show`` answers in the terminal, ``estimate`` says what it costs.
 
 Whatever needs torch is imported inside the commands, so that help and mistakes in the arguments are answered at once.
 """
@@ -39,6 +39,12 @@ Examples:
   multihead show --file letter.txt --token Paris --layers 2-4 --count 20
   echo "Words from a pipe." | multihead show
   multihead show run.safetensors --token 7         what was saved with --save, and the token at a position
+"""
+
+_ESTIMATE_EXAMPLES = """\b
+Examples:
+  multihead estimate --length 512
+  multihead estimate --length 100000 --model ./llama --no-qk
 """
 
 Text = Annotated[
@@ -166,6 +172,28 @@ def show(
         told = summary(recording, chosen, count=count, marks=every, plain=out.options.ascii_only)
         source.keep(recording)
         out.print(told)
+
+
+@app.command(epilog=_ESTIMATE_EXAMPLES)
+def estimate(
+    length: Annotated[int, typer.Option("--length", metavar="TOKENS", min=1, help="Tokens of the text.")],
+    *,
+    model: Model = None,
+    batch: Annotated[int, typer.Option("--batch", metavar="TEXTS", min=1, help="Texts at once.")] = 1,
+    no_qk: Annotated[bool, typer.Option("--no-qk", help="Keep no queries and keys: statistics only.")] = False,
+) -> None:
+    """Say what seeing a text of some length through a model will cost: operations, seconds, bytes."""
+    with _plain_errors():
+        with _busy() as say:
+            say("loading torch and transformers")
+            from multihead.lens import estimate as cost_of
+            from multihead.text import load_model
+
+            say("opening the model")
+            opened = load_model(model)
+            say("measuring a small run")
+            cost = cost_of(opened.model, length=length, batch=batch, qk=not no_qk)
+        typer.echo(str(cost))
 
 
 class _Source:

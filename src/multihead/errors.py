@@ -43,7 +43,7 @@ class CheckError(MultiheadError):
 
 
 class RecordingError(MultiheadError):
-    """A file is no recording, or a damaged or newer one; or a recording does not hold what was asked for."""
+    """A file is no recording or profile, or a damaged or newer one; or a recording does not hold what was asked for."""
 
 
 class SourceError(MultiheadError):

@@ -57,8 +57,9 @@ def nothing_patched() -> bool:
         clean = clean and base.forward.__module__ == base.__module__ and not hasattr(base.forward, "__wrapped__")
     stock = sys.modules.get("transformers.integrations.sdpa_attention")
     if stock is not None:
-        table = sys.modules["transformers.modeling_utils"].AttentionInterface._global_mapping
-        clean = clean and table["sdpa"] is stock.sdpa_attention_forward
+        interface = sys.modules["transformers.modeling_utils"].AttentionInterface
+        clean = clean and interface._global_mapping["sdpa"] is stock.sdpa_attention_forward
+        clean = clean and interface.get_interface.__module__ == interface.__module__
     return clean
 
 

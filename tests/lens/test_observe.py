@@ -375,4 +375,5 @@ def test_modes_and_grad_are_as_they_were(x):
 def test_the_door_is_small():
     from multihead import lens
 
-    assert set(lens.__all__) == {"CheckReport", "LayerCheck", "Seen", "SkippedAttentionWarning", "observe"}
+    names = {"CheckReport", "LayerCheck", "Seen", "SkippedAttentionWarning", "observe", "register_transformers"}
+    assert set(lens.__all__) >= names

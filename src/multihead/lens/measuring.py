@@ -1,5 +1,6 @@
 """From one attention of a host to one layer of a recording: choose, measure, compare."""
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -73,7 +74,7 @@ def sight_of(attention: HostAttention, wanted: Wanted, finder: MaskFinder) -> Si
         ValueError: the statistics ask for rows or columns that are not there.
     """
     call = replace(attention.call, dropout=0.0)
-    chosen, kv_places, kv_heads = _of_heads(call, wanted.heads)
+    chosen, kv_places, kv_heads = of_heads(call, wanted.heads)
     queries = None if wanted.queries is None else torch.tensor(wanted.queries, dtype=torch.int64, device=call.q.device)
     compared = wanted.verify and not isinstance(attention.output, str)
     full = replace(wanted.statistics, lse=True, max_score=True) if compared else wanted.statistics
@@ -109,7 +110,7 @@ def _check_of(attention: HostAttention, wanted: Wanted) -> LayerCheck:
     return LayerCheck(wanted.run, wanted.index, wanted.name, None, None, reason)
 
 
-def _of_heads(call: AttentionCall, heads: tuple[int, ...]) -> tuple[AttentionCall, tuple[int, ...], list[int]]:
+def of_heads(call: AttentionCall, heads: tuple[int, ...]) -> tuple[AttentionCall, tuple[int, ...], list[int]]:
     """The call of some heads; for each head the place of its key head among those kept; and the key heads kept."""
     needed = [head // call.group for head in heads]
     kept = sorted(set(needed))
@@ -171,7 +172,8 @@ def _difference(
     nothing = found.lse == -torch.inf
     if host.finish is None:
         ours = output
-        theirs = _rows(host.tensor[:, list(wanted.heads)], queries)
+        every = wanted.heads == tuple(range(call.sizes.heads))
+        theirs = _rows(host.tensor if every else host.tensor[:, list(wanted.heads)], queries)
         unsure = nothing[..., None]
     else:
         ours = host.finish(_with_other_heads(call, output, wanted, queries).to(call.q.dtype), queries)
@@ -203,13 +205,19 @@ def largest_difference(
     ``unsure`` marks rows where the host's output means nothing: queries that see no key.
     """
     ours, theirs = ours.to(torch.promote_types(theirs.dtype, torch.float32)), theirs.detach()
+    if not ours.numel():
+        return 0.0
+    if unsure is None or not unsure.any():
+        # nearly always all are numbers: then this one look says all
+        largest = _largest(ours - theirs)
+        if math.isfinite(largest):
+            return largest
     difference = (ours - theirs).abs()
     same = (ours == theirs) | (ours.isnan() & theirs.isnan())
     difference = difference.masked_fill(same, 0.0)
     if unsure is not None:
         difference = difference.masked_fill(unsure, 0.0)
-    difference = difference.masked_fill(difference.isnan(), torch.inf)
-    return float(difference.max()) if difference.numel() else 0.0
+    return float(difference.masked_fill(difference.isnan(), torch.inf).max())
 
 
 def bar(output: torch.dtype, scores: torch.dtype, peak: float) -> float:
@@ -226,5 +234,12 @@ def _eps(dtype: torch.dtype) -> float:
 
 
 def _magnitude(tensor: Tensor) -> float:
-    finite = tensor.detach().masked_fill(~tensor.detach().isfinite(), 0.0)
-    return float(finite.abs().max()) if finite.numel() else 0.0
+    tensor = tensor.detach()
+    largest = _largest(tensor) if tensor.numel() else 0.0
+    return largest if math.isfinite(largest) else _largest(tensor.masked_fill(~tensor.isfinite(), 0.0))
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest magnitude, NaN if there is one."""
+    low, high = (float(end) for end in tensor.aminmax())
+    return max(-low, high)

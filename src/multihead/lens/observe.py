@@ -10,14 +10,16 @@ from typing import Literal
 import torch
 from torch import nn
 
+from multihead.conventions import checked_count
 from multihead.core import Statistics
 from multihead.core.statistics import check_statistics
 from multihead.errors import ObservationError
 from multihead.lens.adapters import huggingface
+from multihead.lens.costs import Budget
 from multihead.lens.patching import watching
 from multihead.lens.seen import Seen
 from multihead.lens.selection import HeadChoice, LayerChoice, Selection
-from multihead.lens.watch import Run, Watch
+from multihead.lens.watch import Look, Run, Watch
 from multihead.version import __version__
 
 
@@ -31,13 +33,17 @@ def observe(
     qk: bool = True,
     verify: bool = True,
     unsupported: Literal["raise", "skip"] = "raise",
+    max_bytes: int | None = None,
 ) -> contextlib.AbstractContextManager[Seen]:
     """See what every head of a model attends to, while the model runs as it always does.
 
     Inside the ``with`` block, whatever this thread lets the model (or a part of it) compute is seen: attention of
-    multihead's own layers, of anything that calls ``F.scaled_dot_product_attention``, of ``nn.MultiheadAttention`` and
-    ``nn.TransformerEncoderLayer`` on all their paths, and of transformers models with ``attn_implementation="sdpa"``.
-    The model's output stays the same, bit for bit, and nothing stays patched.
+    multihead's own layers, of anything that calls ``F.scaled_dot_product_attention`` or (uncompiled)
+    ``flex_attention``, of ``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer`` on all their paths, and of
+    transformers models with ``attn_implementation`` "sdpa", "eager", "flex_attention", or "multihead" after
+    :func:`register_transformers`. Attention that cannot be seen (flash_attn, compiled functions, modules that multiply
+    their weights themselves) is refused by name. The model's output stays the same, bit for bit, and nothing stays
+    patched.
 
     Args:
         model: any module.
@@ -50,6 +56,8 @@ def observe(
         verify: whether to compare Σ P v with the host's own output, for :meth:`Seen.check`.
         unsupported: ``"raise"``: an attention that cannot be observed stops the model with an error that names it;
             ``"skip"``: it is left out with a warning.
+        max_bytes: the most that the observation may take; None: half of what is free. A layer that would not fit is
+            refused before it is measured; :func:`multihead.estimate` says beforehand what a text will take.
 
     Returns:
         A context manager that gives the :class:`Seen`.
@@ -57,6 +65,7 @@ def observe(
     Raises:
         ObservationError: the model cannot be observed: compiled, scripted, without numbers (meta device), observed
             already, or computing its attention where it cannot be seen. The message says what to do.
+            From inside the model's forward: what is to be kept does not fit in ``max_bytes``.
         UnsupportedAttentionError: from inside the model's forward: one attention of it cannot be observed.
         ValueError: layers, heads or queries that the model does not have; from its forward, where only that can tell.
             Also where nothing is chosen, or heads are chosen of layers that are not.
@@ -79,21 +88,24 @@ def observe(
     if not isinstance(model, nn.Module):
         raise TypeError(f"observe takes a torch.nn.Module, got a {type(model).__name__}.")
     check_statistics(statistics)
-    _refuse(model)
+    refuse_unobservable(model)
     selection = Selection(layers, heads, queries)
-    return _observing(model, selection, statistics, qk=qk, verify=verify, skip=unsupported == "skip")
+    if max_bytes is not None:
+        checked_count("max_bytes", max_bytes)
+    look = Budget(max_bytes).look
+    return _observing(model, selection, statistics, qk=qk, verify=verify, skip=unsupported == "skip", look=look)
 
 
 @contextlib.contextmanager
 def _observing(
-    model: nn.Module, selection: Selection, statistics: Statistics, *, qk: bool, verify: bool, skip: bool
+    model: nn.Module, selection: Selection, statistics: Statistics, *, look: Look, **how: bool
 ) -> Iterator[Seen]:
-    seen = Seen(type(model).__name__, _provenance(model) | selection.words())
+    seen = Seen(type(model).__name__, provenance_of(model) | selection.words(), statistics)
 
     def finished(run: Run) -> bool:
         return seen._add(run.sights, run.calls)
 
-    watch = Watch(model, selection, statistics=statistics, qk=qk, verify=verify, skip=skip, finished=finished)
+    watch = Watch(model, selection, statistics=statistics, **how, finished=finished, look=look)
     for sentence in huggingface.other_implementations(model):
         watch.unsupported(sentence)
     try:
@@ -106,7 +118,7 @@ def _observing(
         selection.check(watch.layers)
 
 
-def _refuse(model: nn.Module) -> None:
+def refuse_unobservable(model: nn.Module) -> None:
     """Raise ``ObservationError`` for a model whose forwards cannot be followed."""
     for name, module in model.named_modules():
         part = f"{type(model).__name__} cannot be observed: " + (f"its part {name!r} is " if name else "it is ")
@@ -124,7 +136,7 @@ def _refuse(model: nn.Module) -> None:
             raise ObservationError(f"{part}on the meta device, where nothing is computed. Load its weights first.")
 
 
-def _provenance(model: nn.Module) -> dict[str, str]:
+def provenance_of(model: nn.Module) -> dict[str, str]:
     """Where a recording comes from, as text."""
     config = getattr(model, "config", None)
     path = getattr(model, "name_or_path", None) or getattr(config, "_name_or_path", None)

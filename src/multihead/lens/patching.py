@@ -1,10 +1,11 @@
 """Putting the watch in place, and taking every bit of it away again.
 
-Three things are replaced while someone observes: the ``forward`` of each module of the model, on the instance; the
-"sdpa" entry of transformers' table of attention functions; and, only where a model has its own subclass of a module
-with a fast path, that module's class-level ``forward``. The last two are shared by all observers and counted, and pass
-straight through for whoever is not observing. A copy or a pickle made meanwhile is that of an unobserved module: beside
-``forward``, ``__getstate__`` is set on the instance, which Python asks what there is to copy.
+Three kinds of things are replaced while someone observes: the ``forward`` of each module of the model, on the instance;
+two things of transformers, the "sdpa" entry of its table of attention functions and the method by which models ask that
+table; and, only where a model has its own subclass of a module with a fast path, that module's class-level ``forward``.
+The last two are shared by all observers and counted, and pass straight through for whoever is not observing. A copy or
+a pickle made meanwhile is that of an unobserved module: beside ``forward``, ``__getstate__`` is set on the instance,
+which Python asks what there is to copy.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from torch import nn
 
 from multihead.errors import ObservationError
 from multihead.lens.adapters import huggingface, torch_mha
-from multihead.lens.watch import Forward, Watch, current_run, switched
+from multihead.lens.watch import Forward, Watch, current_run, running, switched
 
 _lock = threading.RLock()
 _observed: dict[int, nn.Module] = {}
@@ -149,10 +150,16 @@ def _needed(modules: Any) -> list[Shared]:
     if table is not None:
         with _lock:
             if "table" not in _tables:
+                interface = huggingface.interface_class()
                 _tables["table"] = Shared(
                     lambda: table.get("sdpa"), lambda value: table.update(sdpa=value), _wrapped_attention
                 )
-        needed.append(_tables["table"])
+                _tables["method"] = Shared(
+                    lambda: interface.get_interface,
+                    lambda value: setattr(interface, "get_interface", value),
+                    _wrapped_asking,
+                )
+        needed += _tables.values()
     return needed
 
 
@@ -167,6 +174,19 @@ def _wrapped_attention(original: Any) -> Any:
         return huggingface.attention(run, original, module, args, kwargs)
 
     return sdpa_attention_forward
+
+
+def _wrapped_asking(original: Any) -> Any:
+    """How a model of transformers asks for its attention function: it gets one that is seen."""
+
+    @functools.wraps(original)
+    def get_interface(self: Any, attn_implementation: str | None, default: Any) -> Any:
+        function = original(self, attn_implementation, default)
+        if running() is None:
+            return function
+        return huggingface.offered(running, attn_implementation, function, default)
+
+    return get_interface
 
 
 def _wrapped_forward(base: type[nn.Module]) -> Callable[[Any], Any]:

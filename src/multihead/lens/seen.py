@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from multihead.core import Statistics
+from multihead.core.statistics import check_statistics
 from multihead.errors import CheckError, ObservationError
 from multihead.lens.measuring import LayerCheck, Sight
+from multihead.lens.stitching import read_by, stitched, without_the_last
 from multihead.lens.texts import Tokens, with_texts
 from multihead.recording import Layer, Recording
 
@@ -31,8 +34,14 @@ class Seen:
     encoder-decoder calls the encoder first). Runs in which nothing that was asked for appeared are left out.
     """
 
-    def __init__(self, model: str, provenance: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        model: str,
+        provenance: Mapping[str, str],
+        statistics: Statistics = Statistics(),  # noqa: B008
+    ) -> None:
         self._model = model
+        self._statistics = statistics
         self._provenance = dict(provenance)
         self._runs: list[tuple[Sight, ...]] = []
         self._forwards = 0
@@ -93,6 +102,40 @@ class Seen:
         layers, texts = with_texts(self._run(run), tokens, source)
         return Recording(layers, texts, dict(self._provenance))
 
+    def generation(
+        self, tokens: Tokens | None = None, *, source: Tokens | None = None, statistics: Statistics | None = None
+    ) -> Recording:
+        """All runs of one ``generate()`` as one recording: each attention over the whole text that was read.
+
+        The row of a token is what it saw when it was read, in the prompt or in its step, at its place in the text; keys
+        are those of all tokens. So weights are those of one pass of a causal model over the text, to rounding, whether
+        the cache grows, is of fixed size or slides. Encoder and cross-attention are layers as always. Statistics are
+        measured again, over the whole.
+
+        Args:
+            tokens: of the text, prompt and what was written, as :meth:`recording` takes them. The last token that was
+                written has not been read; it is left out where it is given.
+            source: of what an encoder read.
+            statistics: of layers that several runs have; ``rows`` and ``columns`` are places in the text. None: those
+                that were asked for.
+
+        Raises:
+            ValueError: rows or columns that the text does not have.
+            ObservationError: nothing was seen; the runs are not those of one generation; sequences changed places
+                between steps (beam search) or were taken back (assisted generation); queries and keys were not kept; or
+                the tokens do not fit.
+
+        Memory: O(n) as a recording of one pass, while only these are held: a dense bias, and a mask that is no
+        combination of causal, window and padding, take O(n²).
+        """
+        self._run(-1)
+        if statistics is not None:
+            check_statistics(statistics)
+        sights = stitched(self._runs, self._statistics if statistics is None else statistics)
+        read = read_by(sights, self._runs[-1])
+        layers, texts = with_texts(sights, without_the_last(tokens, read), source)
+        return Recording(layers, texts, self._provenance | {"runs": str(len(self._runs))})
+
     def __repr__(self) -> str:
         runs = len(self._runs)
         last = f", {len(self._runs[-1])} layers in the last" if runs else ""
@@ -122,8 +165,8 @@ class Seen:
         if self._forwards:
             return (
                 "it ran, but called neither torch.nn.functional.scaled_dot_product_attention, nn.MultiheadAttention, "
-                "transformers' sdpa attention nor multihead's own. Attention written out as matrix products, "
-                "FlexAttention and flash_attn cannot be seen."
+                "FlexAttention, an attention function of transformers nor multihead's own. Attention written out as "
+                "matrix products and flash_attn cannot be seen."
             )
         if self._elsewhere:
             return "it ran in another thread. Observe it in the thread that runs it."

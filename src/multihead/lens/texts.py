@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from multihead.errors import ObservationError
 from multihead.lens.measuring import Sight
+from multihead.masks import Sizes
 from multihead.recording import Layer
 
 Tokens = Sequence[str] | Sequence[Sequence[str]]
@@ -115,14 +116,17 @@ class _Texts:
 
 def _roles(sights: Sequence[Sight], *, two: bool) -> list[tuple[str, str]]:
     """The text of the queries and the text of the keys of each layer."""
-    crosses = [_crosses(sight, two=two) for sight in sights]
-    blocks = {_block(sight.layer.name) for sight, cross in zip(sights, crosses, strict=True) if cross}
-    sides = [_side(sight.layer.name) for sight in sights]
+    crossing = [
+        crosses(sight.layer.name, sight.layer.host, sight.layer.sizes, sight.extra_keys, said=sight.cross, two=two)
+        for sight in sights
+    ]
+    blocks = {_block(sight.layer.name) for sight, cross in zip(sights, crossing, strict=True) if cross}
+    sides = [side_of(sight.layer.name) for sight in sights]
     lengths = {sight.layer.sizes.keys for sight in sights}
-    if not any(crosses) and not (two or (len(lengths) > 1 and {"source", "target"} <= set(sides))):
+    if not any(crossing) and not (two or (len(lengths) > 1 and {"source", "target"} <= set(sides))):
         return [("text", "text")] * len(sights)
     found = []
-    for sight, cross, side in zip(sights, crosses, sides, strict=True):
+    for sight, cross, side in zip(sights, crossing, sides, strict=True):
         if cross:
             found.append(("target", "source"))
         elif side is None or _block(sight.layer.name) in blocks:
@@ -132,20 +136,28 @@ def _roles(sights: Sequence[Sight], *, two: bool) -> list[tuple[str, str]]:
     return found
 
 
-def _crosses(sight: Sight, *, two: bool) -> bool:
-    """Whether a layer attends to another text than its own; ``two``: the user says there are two."""
-    sizes, name = sight.layer.sizes, sight.layer.name
-    if sight.cross is not None:
-        return sight.cross
+def crosses(name: str, host: str, sizes: Sizes, extra_keys: tuple[str, ...], *, said: bool | None, two: bool) -> bool:
+    """Whether a layer attends to another text than its own.
+
+    Args:
+        name: path of its module.
+        host: who computed it.
+        sizes: of the attention.
+        extra_keys: names of keys that belong to no token.
+        said: what the host said about it.
+        two: whether the user says that there are two texts.
+    """
+    if said is not None:
+        return said
     if _SELF.search(name):
         return False
     if _CROSS.search(name):
         return True
-    keys = sizes.keys - len(sight.extra_keys)
+    keys = sizes.keys - len(extra_keys)
     if sizes.queries != keys:
         # over a cache there are more keys than queries
-        return sizes.queries > keys or (two and sight.layer.host == "nn.MultiheadAttention")
-    return two and sight.layer.host == "nn.MultiheadAttention"
+        return sizes.queries > keys or (two and host == "nn.MultiheadAttention")
+    return two and host == "nn.MultiheadAttention"
 
 
 def _block(name: str) -> str:
@@ -154,7 +166,8 @@ def _block(name: str) -> str:
     return found.group() if found else name.rpartition(".")[0]
 
 
-def _side(name: str) -> str | None:
+def side_of(name: str) -> str | None:
+    """Which of two texts a module works on, as its path says: ``source``, ``target`` or None."""
     found = _SIDE.search(name)
     return None if found is None else {"encoder": "source", "decoder": "target"}[found.group(1).lower()]
 

@@ -19,16 +19,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from multihead.core import Statistics
 from multihead.errors import UnsupportedAttentionError
-from multihead.lens.adapters import functions, torch_mha
+from multihead.lens.adapters import functions, huggingface, torch_mha
 from multihead.lens.host import HostAttention
 from multihead.lens.masks_found import MaskFinder
 from multihead.lens.measuring import Sight, Wanted, sight_of
 from multihead.lens.selection import Selection
+
+Look = Callable[[HostAttention, Wanted, MaskFinder], Sight | None]
+"""What is done with an attention that was chosen; a :class:`Sight` is kept for the run."""
 
 
 class SkippedAttentionWarning(UserWarning):
@@ -42,14 +46,21 @@ class _State(threading.local):
     """The run whose module is being computed; None also while something is measured."""
     seeing: bool = False
     """Whether the mode is on the stack."""
+    mode: "_Mode | None" = None
+    """The mode that is or was last on the stack."""
 
 
 _state = _State()
 
 
+def running() -> "Run | None":
+    """The run of the current thread."""
+    return None if torch.compiler.is_compiling() else _state.run
+
+
 def current_run(module: nn.Module) -> "Run | None":
     """The run of the current thread, if ``module`` belongs to the model that it is about."""
-    run = None if torch.compiler.is_compiling() else _state.run
+    run = running()
     return run if run is not None and id(module) in run.watch.names else None
 
 
@@ -67,6 +78,10 @@ class Run:
         """Sizes of what nn.TransformerEncoder turned into a nested tensor."""
         self.calls = 0
         """Attentions that appeared so far, chosen or not."""
+        self.asked: Forward | None = None
+        """The module that asked transformers for eager attention and has not called it yet."""
+        self.normalised: Forward | None = None
+        """The module that called a softmax last."""
         self.finder = MaskFinder()
         self._occurrences: Counter[str] = Counter()
 
@@ -107,7 +122,9 @@ class Run:
             with self.unseen(), torch.inference_mode(mode=False), torch.no_grad():
                 attention = understand(self.finder)
                 with torch.autocast(attention.call.q.device.type, enabled=False):
-                    self.sights.append(sight_of(attention, self._wanted(index, name, attention), self.finder))
+                    sight = watch.look(attention, self._wanted(index, name, attention), self.finder)
+                if sight is not None:
+                    self.sights.append(sight)
         except UnsupportedAttentionError as error:
             watch.unsupported(f"layer {index} ({name or 'the model itself'}) cannot be observed: {error}.")
         except ValueError as error:
@@ -140,8 +157,9 @@ class Watch:
         verify: bool,
         skip: bool,
         finished: Callable[[Run], bool],
+        look: Look = sight_of,
     ) -> None:
-        self.selection = selection
+        self.selection, self.look = selection, look
         self.statistics, self.qk, self.verify, self.skip = statistics, qk, verify, skip
         self.finished = finished
         self.thread = threading.get_ident()
@@ -199,14 +217,37 @@ class Watch:
     def _inside(self, run: Run, at: "Forward", args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before, _state.run = _state.run, run
         run.stack.append(at)
+        calls = run.calls
         try:
             with switched(on=at.handler is None):
-                if at.handler is None:
-                    return at.original(*args, **kwargs)
-                return at.handler(run, at.module(), at.original, args, kwargs)
+                if at.handler is not None:
+                    return at.handler(run, at.module(), at.original, args, kwargs)
+                output = at.original(*args, **kwargs)
+                _account(run, at, calls)
+                return output
         finally:
             run.stack.pop()
             _state.run = before
+
+
+def _account(run: Run, at: "Forward", calls: int) -> None:
+    """Refuse an attention of a module that computed its forward, if nobody could see it; ``calls``: those before it."""
+    if run.asked is at:
+        run.asked = None
+        huggingface.bypassed(run, at.name)
+    if run.normalised is at:
+        run.normalised = None
+        if run.calls == calls and functions.by_name(at.module()):
+            functions.written_out(run, at.name, at.module())
+    mode = _state.mode
+    if mode is None:
+        return
+    compiled, mode.compiled = mode.compiled, None
+    softmax, mode.compiled_softmax = mode.compiled_softmax, False
+    if compiled is None and softmax and functions.by_name(at.module()):
+        compiled = "a softmax"
+    if compiled is not None and run.calls == calls:
+        functions.inside_compiled(run, at.name, compiled)
 
 
 class Forward:
@@ -236,13 +277,29 @@ class Forward:
 class _Mode(TorchFunctionMode):
     """Sees the calls of attention functions, and lets everything else pass."""
 
+    compiled: str | None = None
+    """An attention inside compiled code that ran. Only the compiler reads the line that sets it, and what it compiles
+    sets it again whenever it runs."""
+    compiled_softmax = False
+    """Likewise, whether compiled code called a softmax."""
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
+            if func is functions.SDPA:
+                self.compiled = "torch.nn.functional.scaled_dot_product_attention"
+            elif func is functions.FLEX:
+                self.compiled = "flex_attention"
+            elif func is functions.MHA:
+                self.compiled = "torch.nn.functional.multi_head_attention_forward"
+            elif func is F.softmax or func is torch.softmax or func is torch.Tensor.softmax:
+                self.compiled_softmax = True
             return func(*args, **kwargs)
         run = _state.run
         adapter = None if run is None else functions.adapter_of(func)
         if adapter is None:
+            if run is not None and func in functions.SOFTMAX:
+                run.normalised = run.stack[-1]
             return func(*args, **kwargs)
         return adapter(run, func, args, kwargs)
 
@@ -257,6 +314,7 @@ def switched(*, on: bool) -> Iterator[None]:
     if not isinstance(mode, _Mode):
         yield
         return
+    _state.mode = mode
     first, then = (mode.__enter__, mode.__exit__) if on else (mode.__exit__, mode.__enter__)
     _flip(first, entering=on)
     _state.seeing = on

@@ -1,33 +1,39 @@
-"""Models of transformers on their default path, ``attn_implementation="sdpa"``.
+"""Models of transformers: which function computes their attention, and who understands it.
 
-The function they call is replaced in transformers' table of attention functions, because what reaches torch is no
-longer what the model meant: keys and values are repeated for grouped queries, or the query is packed into fewer heads.
-The implementation's name stays "sdpa", so the model makes the same masks. Read beside
-``transformers/integrations/sdpa_attention.py``.
+Two things of transformers are replaced while someone observes, because what reaches torch is no longer what the model
+meant: keys and values are repeated for grouped queries, or the query is packed into fewer heads, and eager attention is
+only matrix products. One is the "sdpa" entry in its table of attention functions; the other is the method
+``AttentionInterface.get_interface``, with which a model asks for its function and so says which one is "eager". The
+implementation's name stays what it is, so the model makes the same masks.
 """
 
+import functools
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from multihead.core import as_autocast
 from multihead.errors import UnsupportedAttentionError
-from multihead.lens.adapters.sdpa import mask_and_bias
-from multihead.lens.host import DROPOUT, HostAttention, HostOutput, call_of, plain
-from multihead.lens.masks_found import MaskFinder, top_left_causal
-from multihead.masks import Mask, Sizes
+from multihead.lens.adapters import interface
+
+NAME = "multihead"
+"""The name of our own attention in transformers' tables."""
 
 _STOCK = "transformers.integrations.sdpa_attention"
+_FLEX = "transformers.integrations.flex_attention"
+
+_REGISTER = f'call multihead.lens.register_transformers() and model.set_attn_implementation("{NAME}")'
+
+
+def interface_class() -> Any:
+    """The class of transformers' tables of attention functions; None where its models are not loaded."""
+    return getattr(sys.modules.get("transformers.modeling_utils"), "AttentionInterface", None)
 
 
 def table() -> MutableMapping[str, Any] | None:
     """The attention functions of transformers by name; None where its models are not loaded."""
-    modeling = sys.modules.get("transformers.modeling_utils")
-    interface = getattr(modeling, "AttentionInterface", None)
-    return getattr(interface, "_global_mapping", None)
+    return getattr(interface_class(), "_global_mapping", None)
 
 
 def other_implementations(model: nn.Module) -> Iterator[str]:
@@ -47,18 +53,48 @@ def other_implementations(model: nn.Module) -> Iterator[str]:
         config = getattr(module, "config", models[nearest].config)
         owner = min((outer for outer in around if models[outer].config is config), key=len, default=nearest)
         chosen = getattr(config, "_attn_implementation", None)
-        if chosen not in ("sdpa", None) and owner not in told:
+        if owner not in told and not _visible(module, chosen):
             told.add(owner)
-            yield _advice(owner, models[owner], chosen)
+            yield _advice(owner, models[owner], chosen, asks=_asks(module))
 
 
-def _advice(name: str, model: nn.Module, chosen: str) -> str:
+def _visible(module: nn.Module, chosen: str | None) -> bool:
+    if chosen in (None, "sdpa", NAME):
+        return True
+    if "flash" in chosen or chosen.startswith("paged|"):
+        return False
+    return _asks(module) or any(isinstance(part, nn.MultiheadAttention) for part in module.modules())
+
+
+def _asks(module: nn.Module) -> bool:
+    """Whether a module, or one inside it, asks transformers for its attention function."""
+    return any(_asking(type(part)) for part in module.modules())
+
+
+@functools.cache
+def _asking(kind: type) -> bool:
+    codes = [getattr(method, "__code__", None) for base in kind.__mro__ for method in _unwrapped(vars(base).values())]
+    return any("get_interface" in code.co_names for code in codes if code is not None)
+
+
+def _unwrapped(methods: Any) -> Iterator[Any]:
+    for method in methods:
+        yield method
+        while (method := getattr(method, "__wrapped__", None)) is not None:
+            yield method
+
+
+def _advice(name: str, model: nn.Module, chosen: str | None, *, asks: bool) -> str:
     part = f"{type(model).__name__} ({name})" if name else type(model).__name__
-    if not getattr(model, "_supports_sdpa", False):
-        return f"{part} has no sdpa attention in transformers, only {chosen!r}, which the lens cannot see."
+    what = f'{part} uses attn_implementation="{chosen}", which the lens cannot see'
+    if getattr(model, "_supports_sdpa", False):
+        then = f', or call model.set_attn_implementation("sdpa"), or {_REGISTER}' if asks else ""
+        return f'{what}: load it with attn_implementation="sdpa"{then}.'
+    if asks:
+        return f'{what}: call model.set_attn_implementation("eager"), or {_REGISTER}.'
     return (
-        f'{part} uses attn_implementation="{chosen}", which the lens cannot see: load it with '
-        'attn_implementation="sdpa", or call model.set_attn_implementation("sdpa").'
+        f"{part} has no sdpa attention in transformers, only {chosen!r}, which the lens cannot see, "
+        "because the model multiplies its weights in code of its own."
     )
 
 
@@ -68,65 +104,72 @@ def attention(run: Any, original: Any, module: nn.Module, args: Any, kwargs: Any
         return original(module, *args, **kwargs)
     with run.unseen():
         answer = original(module, *args, **kwargs)
-    names = ("query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal", "position_bias", "cache")
-    given = dict(zip(names, args, strict=False)) | kwargs
-    run.see(run.name_of(module), lambda finder: _understood(module, given, answer[0], finder))
+    given = interface.bound(original, args, kwargs)
+    run.see(run.name_of(module), lambda finder: interface.sdpa(module, given, answer[0], finder))
     return answer
 
 
-def _understood(module: nn.Module, given: dict[str, Any], output: Tensor, finder: MaskFinder) -> HostAttention:
-    for name in ("s_aux", "softcap"):
-        if given.get(name) is not None:
-            raise UnsupportedAttentionError(f"transformers' sdpa attention ignores its {name}")
-    if given.get("cache") is not None:
-        raise UnsupportedAttentionError("it reads a paged cache; generate without continuous batching")
-    q, k, v = as_autocast(*(plain(given[name], name) for name in ("query", "key", "value")))
-    q = q.expand(output.shape[0], -1, -1, -1)
-    k, v = (tensor.expand(output.shape[0], -1, -1, -1) for tensor in (k, v))
-    mask_given, position_bias = given.get("attention_mask"), given.get("position_bias")
-    causal = given.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
-    causal = bool(causal) and q.shape[2] > 1 and mask_given is None
-    if causal and k.shape[2] > q.shape[2]:
-        # a static cache during prefill: the rest of the keys is not filled yet
-        k, v = (tensor[:, :, : q.shape[2]] for tensor in (k, v))
-        position_bias = None if position_bias is None else position_bias[..., : q.shape[2]]
-    sizes = Sizes(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-    mask, bias = mask_and_bias(mask_given, sizes, finder)
-    if causal:
-        mask = top_left_causal(sizes)
-    if position_bias is not None:
-        mask, bias = _with_position_bias(position_bias.detach(), mask, bias, mask_given, sizes, finder)
-    call = call_of(q, k, v, mask=mask, bias=bias, scale=given.get("scaling"))
-    own = DROPOUT if given.get("dropout") else HostOutput(output.detach().transpose(1, 2))
-    return HostAttention("transformers", call, own, cross=_is_cross(module))
+def offered(current: Callable[[], Any], chosen: str | None, function: Any, default: Any) -> Any:
+    """The function that a model asked for while it is observed, seen where it is called."""
+    if chosen in ("sdpa", NAME):
+        # the table's own entry sees the first, and torch's function protocol the second
+        return function
+    if function is default:
+        current().asked = current().stack[-1]
+
+    @functools.wraps(function)
+    def seen(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        run = current()
+        if run is None:
+            return function(module, *args, **kwargs)
+        if function is default:
+            run.asked = None
+            return _eager(run, function, module, args, kwargs)
+        if function.__module__ == _FLEX:
+            return _flex(run, function, module, args, kwargs)
+        return _other(run, chosen, function, module, args, kwargs)
+
+    return seen
 
 
-def _with_position_bias(
-    position_bias: Tensor,
-    mask: Mask | None,
-    bias: Tensor | None,
-    given: Tensor | None,
-    sizes: Sizes,
-    finder: MaskFinder,
-) -> tuple[Mask | None, Tensor | None]:
-    """Position bias and mask together; hidden keys get the lowest finite number, so a row that sees none is uniform."""
-    if bias is not None:
-        return mask, position_bias + bias
-    if given is not None and finder.find(given.detach(), _sense(given), sizes).empty_row:
-        lowest = torch.finfo(position_bias.dtype).min
-        if given.is_floating_point():
-            return None, position_bias + given
-        return None, torch.where(given, position_bias, lowest)
-    return mask, position_bias
+def bypassed(run: Any, name: str) -> None:
+    """Take note of an attention that a model asked for and then computed in its own code."""
+
+    def refused(_: object) -> Any:
+        raise UnsupportedAttentionError(
+            "it multiplies its weights in code of its own instead of the eager attention function of transformers: "
+            f'call model.set_attn_implementation("sdpa"), or {_REGISTER}'
+        )
+
+    run.see(name, refused)
 
 
-def _sense(given: Tensor) -> Any:
-    return "added" if given.is_floating_point() else "allowed"
+def _eager(run: Any, function: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    with run.unseen():
+        answer = function(module, *args, **kwargs)
+    given = interface.bound(function, args, kwargs)
+    run.see(run.name_of(module), lambda finder: interface.eager(module, function, given, answer[0], finder))
+    return answer
 
 
-def _is_cross(module: nn.Module) -> bool | None:
-    known = getattr(module, "is_cross_attention", None)
-    if known is None and "CrossAttention" in type(module).__name__:
-        return True
-    return None if known is None else bool(known)
+def _flex(run: Any, function: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    with run.unseen():
+        answer = function(module, *args, **kwargs)
+    given = interface.bound(function, args, kwargs)
+    run.see(run.name_of(module), lambda finder: interface.flexible(module, given, answer[0], finder))
+    return answer
+
+
+def _other(run: Any, chosen: str | None, function: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """A function that someone else registered: it is seen by what it calls, and refused where nothing it calls is."""
+    before = run.calls
+    answer = function(module, *args, **kwargs)
+
+    def refused(_: object) -> Any:
+        raise UnsupportedAttentionError(
+            f'the function of attn_implementation="{chosen}" calls no attention that the lens knows: {_REGISTER}'
+        )
+
+    if run.calls == before:
+        run.see(run.name_of(module), refused)
+    return answer
