@@ -8,15 +8,15 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from pydoc_data.topics import topics
 
-import multihead as mh
 from benchmarks.measuring import table
 from multihead.text import load_model, read
 from multihead.view.page import write_page
 
 ROUNDS = 7
-SOURCES = ("errors", "masks/kinds")
-TEXT = "\n".join((Path(mh.__file__).parent / f"{name}.py").read_text(encoding="utf-8") for name in SOURCES)
+TEXT = topics["naming"]
+"""A chapter of Python's own documentation, which comes with it."""
 
 
 def first_pictures(path: Path) -> list[float]:
