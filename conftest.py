@@ -2,7 +2,7 @@
 
 import sys
 
-COMPILED = "multihead.kernels.compiled"
+COMPILED = "multihead.kernels.native.compiled"
 
 for finder in sys.meta_path:
     if type(finder).__name__ == "_JaxtypingFinder":

@@ -11,8 +11,9 @@ import torch
 from multihead import biases, masks
 from multihead.core import AttentionCall, Statistics, reference
 from multihead.kernels import attend, attend_with_weights, chunked, cpu, explain_measuring
+from multihead.kernels.native import request
 from tests.accuracy import check, mask_examples, plain, random_bool, random_call
-from tests.kernels.test_measure import definitions
+from tests.kernels.definitions import check_measured
 
 QUERIES, KEYS = 307, 2203
 """More than two jobs of 128 queries and two chunks of 1024 keys, and no multiple of either."""
@@ -40,16 +41,7 @@ def test_every_statistic_over_several_chunks_and_jobs(mask, block):
     call = random_call(mask=mask, **options, **LONG)
     asked = Statistics.every(top=9, block=block, rows=(306, 5), columns=(2202, 0, 1024))
     output, found = cpu.measure(call, asked, output=True)
-    exact, simple = definitions(call, asked), definitions(call, asked, torch.float32)
-    check(output, reference(call).output, plain(call).output, "output")
-    for name, value in found.named().items():
-        if name == "top_keys":
-            # two scores may be closer than float32 tells apart
-            assert (value == exact[name]).float().mean() > 0.999
-        elif not value.is_floating_point():
-            assert torch.equal(value.expand_as(exact[name]), exact[name]), name
-        else:
-            check(value, exact[name], simple[name], name)
+    check_measured(call, asked, output, found, same_keys=0.999)
 
 
 def test_ties_go_to_the_lower_key_wherever_it_stands():
@@ -163,7 +155,7 @@ class Slope(biases.Bias):
 
 
 def test_a_bias_object_is_asked_by_parts(monkeypatch):
-    monkeypatch.setattr(cpu, "TILE", 4 * LONG["heads"] * 128 * KEYS)
+    monkeypatch.setattr(request, "TILE", 128 * KEYS)
     call = random_call(bias=Slope(), **LONG)
     output, _ = cpu.measure(call, Statistics(), output=True)
     assert 0 < Slope.asked < QUERIES * KEYS

@@ -1,18 +1,16 @@
 """Every statistic against its definition on the float64 weights."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
-from torch.nn.functional import pad
 
-from multihead.core import AXES, Measurements, Statistics, block_cells, reference
+from multihead.core import AXES, Measurements, Statistics, reference
 from multihead.kernels import chunked, cpu, measure, tiles
 from multihead.kernels.collectors import largest
+from multihead.kernels.native import request as requests
 from tests.accuracy import OPTIONS, check, mask_examples, random_call
-
-EVERYTHING = Statistics.every(top=4, block=3, rows=(5, 0), columns=(10, 3, 4))
+from tests.kernels.definitions import EVERYTHING, check_measured, definitions
 
 
 @pytest.fixture(params=["cpu", "cpu, tiny parts", "chunked, tiny tiles", "chunked, one tile"])
@@ -21,52 +19,9 @@ def kernel(request, monkeypatch):
     if "tiny tiles" in request.param:
         monkeypatch.setattr(tiles, "TILE_SCORES", 13)
     if "tiny parts" in request.param:
-        monkeypatch.setattr(cpu, "TILE", 40)
-        monkeypatch.setattr(cpu, "LAUNCH_FLOPS", 1)
+        monkeypatch.setattr(requests, "TILE", 40)
+        monkeypatch.setattr(requests, "LAUNCH_FLOPS", 1)
     return cpu if "cpu" in request.param else chunked
-
-
-def definitions(call, statistics, dtype=torch.float64):
-    """Each statistic by its definition, from all weights at once."""
-    found = reference(call, dtype)
-    weights, scores = found.weights, found.scores
-    sinks = torch.full_like(scores[..., :1], -torch.inf)
-    if call.sinks is not None:
-        sinks = call.sinks.to(dtype)[None, :, None, None].expand_as(sinks)
-    seen = scores > -torch.inf
-    sizes = call.sizes
-    distance = torch.arange(sizes.queries)[:, None] + sizes.offset - torch.arange(sizes.keys)
-    edges = statistics.edges(sizes)
-    (height, width), top = statistics.blocks, statistics.top
-    order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :top]
-    hidden = ~seen.gather(-1, order)
-    folded = (
-        pad(weights, (0, -sizes.keys % width, 0, -sizes.queries % height))
-        .unflatten(3, (-1, width))
-        .unflatten(2, (-1, height))
-    )
-    return {
-        "lse": torch.logsumexp(torch.cat([scores, sinks], -1), -1),
-        "max_score": scores.amax(-1),
-        "entropy": torch.special.entr(weights).sum(-1) + torch.special.entr(found.sink),
-        "visible": seen.sum(-1),
-        "top_keys": order.masked_fill(hidden, -1),
-        "top_weights": weights.gather(-1, order).masked_fill(hidden, 0.0),
-        "received": weights.sum(2),
-        "received_mean": weights.sum(2) / seen.sum(2).clamp_min(1),
-        "offsets": torch.stack(
-            [(weights * ((distance >= low) & (distance < high))).sum((2, 3)) for low, high in pairwise(edges)],
-            -1,
-        ),
-        "offset_edges": torch.tensor(edges),
-        "blocks": folded.sum((3, 5)) / (block_cells(sizes.queries, height)[:, None] * block_cells(sizes.keys, width)),
-        "block_size": torch.tensor(statistics.blocks),
-        "row_queries": torch.tensor(statistics.rows),
-        "column_keys": torch.tensor(statistics.columns),
-        "rows": weights[:, :, list(statistics.rows)],
-        "columns": weights[..., list(statistics.columns)],
-        "sink": found.sink,
-    }
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -75,17 +30,8 @@ def test_every_statistic(mask, options, kernel):
     call = random_call(mask=mask, **options)
     assert kernel.refuses(call) is None
     output, found = kernel.measure(call, EVERYTHING, output=True)
-    check(output, reference(call).output, reference(call, torch.float32).output, "output")
-    exact, simple = definitions(call, EVERYTHING), definitions(call, EVERYTHING, torch.float32)
-    assert set(found.named()) == set(exact) == set(AXES)
-    for name, value in found.named().items():
-        if name == "visible":
-            assert torch.equal(value.expand_as(exact[name]), exact[name])
-        elif not value.is_floating_point():
-            assert torch.equal(value, exact[name]), name
-        else:
-            assert value.dtype == torch.float32
-            check(value, exact[name], simple[name], name)
+    assert set(found.named()) == set(AXES)
+    check_measured(call, EVERYTHING, output, found)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
@@ -102,7 +48,7 @@ def test_types(dtype, kernel):
 
 
 def test_nothing_that_was_not_asked_for():
-    _, found = measure(random_call(), Statistics(lse=False, max_score=False, entropy=False, visible=False))
+    _, found = measure(random_call(), Statistics.only())
     assert found == Measurements()
     assert found.named() == {}
 

@@ -23,7 +23,7 @@ from multihead.kernels.gpu import seen
 from multihead.kernels.gpu.axis import Axis
 from multihead.positions.relative import DistanceSlopes
 from tests.accuracy import OPTIONS, SIZES, check, mask_examples, random_bool, random_call
-from tests.kernels.test_measure import EVERYTHING, definitions
+from tests.kernels.definitions import EVERYTHING, check_measured, definitions
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -77,18 +77,8 @@ def measured(call, statistics, **options) -> tuple[torch.Tensor | None, Measurem
 def compare(call: AttentionCall, statistics: Statistics) -> None:
     """Every statistic and the output under the one bar."""
     output, found = measured(call, statistics, output=True)
-    exact, simple = definitions(call, statistics), definitions(call, statistics, torch.float32)
-    assert set(found.named()) == set(exact) == set(AXES)
-    for name, value in found.named().items():
-        if name == "visible":
-            assert torch.equal(value.expand_as(exact[name]), exact[name])
-        elif not value.is_floating_point():
-            assert torch.equal(value, exact[name]), name
-            assert value.dtype == torch.int64
-        else:
-            assert value.dtype == torch.float32
-            check(value, exact[name], simple[name], name)
-    check(output, reference(call).output, reference(call, torch.float32).output, "output")
+    assert set(found.named()) == set(AXES)
+    check_measured(call, statistics, output, found)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -149,7 +139,7 @@ def test_what_is_no_tensor_is_made_part_by_part(mask, monkeypatch):
     monkeypatch.setattr(seen, "PART", 700)
     bias = DistanceSlopes(torch.tensor([0.1, 0.7]))
     call = random_call(mask=long_masks()[mask], bias=bias, **LONG)
-    assert len(list(seen.Seen(call, torch.arange(19)).parts(5))) == 4
+    assert len(list(seen.SeenByTiles(call, torch.arange(19)).parts(5))) == 4
     compare(call, replace(LONG_STATISTICS, blocks=(5, 7)))
 
 
@@ -308,7 +298,7 @@ def test_a_gradient_is_neither_needed_nor_made():
 )
 def test_a_mask_becomes_no_larger_than_it_is(mask, numbers):
     call = random_call(mask=mask, **LONG)
-    (part,) = seen.Seen(call, torch.arange(19)).parts(16)
+    (part,) = seen.SeenByTiles(call, torch.arange(19)).parts(16)
     assert (0 if part.mask is None else part.mask.tensor.numel()) == numbers
     if isinstance(mask, masks.Dense):
         assert part.mask.tensor.data_ptr() == mask.allowed.data_ptr()
@@ -327,7 +317,7 @@ def test_a_mask_becomes_no_larger_than_it_is(mask, numbers):
 def test_tiles_that_nobody_sees_are_left_out(mask, share):
     starts = torch.arange(0, 640, 64)
     call = random_call(mask=mask, **(LONG | {"queries": 640, "keys": 640}))
-    first, stop = seen.Seen(call, torch.arange(640)).limits(starts, starts + 64)
+    first, stop = seen.SeenByTiles(call, torch.arange(640)).limits(starts, starts + 64)
     assert (stop - first).sum() <= share * 640 * len(starts)
     begin, end = kernel._reached(first, stop, starts, starts + 64)
     assert (end - begin).sum() <= (share + 0.05) * len(starts) ** 2

@@ -13,7 +13,7 @@ from multihead.core.heads import merge_heads, split_heads
 from multihead.core.online import SoftmaxState, merge_outputs
 from multihead.core.part import PartOfMask
 from multihead.core.reference import Reference, reference
-from multihead.core.statistics import AXES, Measurements, Statistics, block_cells, power_of_two_edges
+from multihead.core.statistics import AXES, Measurements, Statistics, block_cells, block_means, power_of_two_edges
 
 __all__ = [
     "AXES",
@@ -27,6 +27,7 @@ __all__ = [
     "as_mask",
     "autocasts",
     "block_cells",
+    "block_means",
     "check_heads",
     "check_scores",
     "merge_heads",

@@ -7,6 +7,7 @@ count as one more key in ``lse`` and ``entropy``, so that weights and sink proba
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -70,14 +71,29 @@ class Statistics:
         if not isinstance(self.offsets, bool):
             object.__setattr__(self, "offsets", _bin_edges(self.offsets))
 
-    def check(self, sizes: Sizes) -> None:
-        """Raise ``ValueError`` where a chosen row or column is not there."""
+    def check(self, sizes: Sizes, queries: Int[Tensor, " query"] | None = None) -> None:
+        """Raise ``ValueError`` where a chosen row or column is not there, or not among the measured ``queries``."""
         checked_indices("rows", self.rows or (), sizes.queries)
         checked_indices("columns", self.columns or (), sizes.keys)
+        missing = set() if queries is None else set(self.rows or ()) - set(queries.tolist())
+        if missing:
+            raise ValueError(
+                f"rows {sorted(missing)} are not among the measured queries: add them, or leave queries out."
+            )
 
     def edges(self, sizes: Sizes) -> tuple[int, ...]:
         """The edges of the distance bins for an attention of these sizes."""
         return power_of_two_edges(sizes) if self.offsets is True else tuple(self.offsets or ())
+
+    @classmethod
+    def only(cls, **asked: Any) -> "Statistics":
+        """Those that are named, without the four that are on by default.
+
+        >>> Statistics.only(top=8).entropy
+        False
+        """
+        light: dict[str, Any] = {"lse": False, "max_score": False, "entropy": False, "visible": False}
+        return cls(**light | asked)
 
     @classmethod
     def every(
@@ -197,6 +213,14 @@ AXES: dict[str, tuple[str, ...]] = {
     "sink": ("batch", "head", "query"),
 }
 """The axes of each statistic, in words."""
+
+
+def block_means(
+    totals: Float[Tensor, "*head query_block key_block"], blocks: tuple[int, int], queries: int, keys: int
+) -> Float[Tensor, "*head query_block key_block"]:
+    """Mean weights of blocks from their sums; the last blocks hold what is left of the queries and keys."""
+    cells = block_cells(queries, blocks[0])[:, None] * block_cells(keys, blocks[1])
+    return totals / cells.to(totals.device)
 
 
 def block_cells(length: int, block: int) -> Tensor:

@@ -45,18 +45,11 @@ def attend(call: AttentionCall) -> Tensor:
 def measure(
     call: AttentionCall, statistics: Statistics, *, queries: Tensor | None = None, output: bool = False
 ) -> tuple[Tensor | None, Measurements]:
-    """The statistics of a call, and Σ P v if asked for, in the statistics' dtype; for all queries or some of them.
-
-    Args:
-        call: the attention.
-        statistics: what to compute.
-        queries: (r,) indices of the queries to measure; None: all. ``rows`` must be among them; ``received`` and
-            ``offsets`` then count these queries only, and ``blocks`` counts them off in their order.
-        output: whether to return Σ P v of the measured queries.
+    """As :func:`multihead.kernels.measure`.
 
     Memory: the answers, and one tile of at most about 2²¹ scores (or one row of one head, if that is longer).
     """
-    check(call, statistics, queries)
+    statistics.check(call.sizes, queries)
     everything = torch.arange(call.sizes.queries, device=call.q.device)
     chosen = everything if queries is None else queries.to(call.q.device)
     collectors = collectors_for(call, statistics, chosen)
@@ -67,14 +60,6 @@ def measure(
         for collector in (*collectors, *([out] if out else [])):
             collector.add(tile)
     return (out.found if out else None), measurements_of(collectors)
-
-
-def check(call: AttentionCall, statistics: Statistics, queries: Tensor | None) -> None:
-    """Raise ``ValueError`` where rows or columns are asked for that are not there, or are not measured."""
-    statistics.check(call.sizes)
-    missing = set(statistics.rows or ()) - set(queries.tolist()) if queries is not None else set()
-    if missing:
-        raise ValueError(f"rows {sorted(missing)} are not among the measured queries: add them, or leave queries out.")
 
 
 class _Attend(torch.autograd.Function):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from multihead.conventions import accumulation_dtype, statistics_dtype
-from multihead.core import AttentionCall, Measurements, Statistics, block_cells, nonfinite
+from multihead.core import AttentionCall, Measurements, Statistics, block_means, nonfinite
 from multihead.kernels.tiles import Tile, grouped_matmul
 
 
@@ -210,9 +210,9 @@ class Blocks(Collector):
         target.index_add_(2, places, across.to(self.sum_dtype))
 
     def answer(self) -> dict[str, Tensor]:
-        cells = block_cells(self.count, self.height)[:, None] * block_cells(self.sizes.keys, self.width)
+        means = block_means(self.total, (self.height, self.width), self.count, self.sizes.keys)
         size = torch.tensor([self.height, self.width], device=self.total.device)
-        return {"blocks": (self.total / cells.to(self.total.device)).to(self.dtype), "block_size": size}
+        return {"blocks": means.to(self.dtype), "block_size": size}
 
 
 class Rows(Collector):

@@ -20,10 +20,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from multihead.conventions import in_words
-from multihead.core import AttentionCall, Measurements, Statistics, block_cells, nonfinite
+from multihead.core import AttentionCall, Measurements, Statistics, block_means, nonfinite
 from multihead.errors import NoKernelError
 from multihead.kernels.gpu.axis import Axis
-from multihead.kernels.gpu.seen import Part, Seen, broadcast_strides
+from multihead.kernels.gpu.seen import Part, SeenByTiles, argument_of
+from multihead.kernels.seen import broadcast_strides
 
 NAME = "triton"
 
@@ -78,17 +79,7 @@ def measure(
     queries: Int[Tensor, " query"] | None = None,
     output: bool = False,
 ) -> tuple[Tensor | None, Measurements]:
-    """The statistics of a call, and Σ P v in float32 if asked for; for all queries or some of them.
-
-    Args:
-        call: the attention.
-        statistics: what to compute.
-        queries: (r,) indices of the queries to measure; None: all. ``rows`` must be among them; ``received`` and
-            ``offsets`` then count these queries only, and ``blocks`` counts them off in their order.
-        output: whether to return Σ P v of the measured queries.
-
-    Returns:
-        The output, (B, H, r, Dv) or None, and the measurements, as :func:`multihead.kernels.chunked.measure`.
+    """As :func:`multihead.kernels.measure`, with Σ P v in float32.
 
     Raises:
         NoKernelError: this kernel refuses the call.
@@ -97,15 +88,12 @@ def measure(
     Memory: the answers, one number per query and key, and ``gpu.seen.PART`` numbers where a mask or a bias is neither
     a tensor nor a range of keys per query.
     """
-    statistics.check(call.sizes)
+    statistics.check(call.sizes, queries)
     reason = refuses(call, statistics)
     if reason is not None:
         raise NoKernelError(f"the Triton kernel does not measure this: {reason}.")
     device = call.q.device
     numbers = torch.arange(call.sizes.queries, device=device) if queries is None else queries.to(device, torch.int64)
-    missing = set(statistics.rows or ()) - set(numbers.tolist()) if queries is not None else set()
-    if missing:
-        raise ValueError(f"rows {sorted(missing)} are not among the measured queries: add them, or leave queries out.")
     from multihead.kernels.gpu import programs
 
     work = _Work(call, statistics, numbers, programs, output)
@@ -153,7 +141,7 @@ class _Work:
         self, call: AttentionCall, statistics: Statistics, numbers: Tensor, programs: ModuleType, output: bool
     ) -> None:
         self.call, self.statistics, self.numbers, self.programs = call, statistics, numbers, programs
-        self.seen = Seen(call, numbers)
+        self.seen = SeenByTiles(call, numbers)
         self.q, self.k, self.v = (tensor.detach() for tensor in (call.q, call.k, call.v))
         self.dim, self.value_dim = (_padded(tensor.shape[-1]) for tensor in (call.q, call.v))
         self.careful = output and nonfinite(self.v)
@@ -283,11 +271,8 @@ class _Work:
             found["offsets"] = self.mass.sum(2).clamp_min(0.0).float()
             found["offset_edges"] = torch.tensor(asked.edges(self.call.sizes), device=device)
         if self.blocks is not None and asked.blocks is not None:
-            cells = block_cells(self.down.length, self.down.block)[:, None] * block_cells(
-                self.across.length, self.across.block
-            )
-            total = self.blocks.unflatten(-1, (cells.shape[1], self.across.tiles)).sum(-1)
-            found["blocks"] = total / cells.to(device)
+            total = self.blocks.unflatten(-1, (self.across.cells, self.across.tiles)).sum(-1)
+            found["blocks"] = block_means(total, asked.blocks, self.down.length, self.across.length)
             found["block_size"] = torch.tensor(asked.blocks, device=device)
         if asked.rows is not None:
             found["row_queries"] = torch.tensor(asked.rows, dtype=torch.int64, device=device)
@@ -350,8 +335,7 @@ def _bounds(part: Part) -> tuple[int, int, int, int]:
 
 
 def _tables(part: Part) -> tuple[tuple | None, tuple | None]:
-    mask, bias = (None if table is None else table.argument for table in (part.mask, part.bias))
-    return mask, bias
+    return argument_of(part.mask), argument_of(part.bias)
 
 
 def _reached(first: Tensor, stop: Tensor, starts: Tensor, stops: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from multihead.conventions import statistics_dtype
 from multihead.core import Statistics
 from multihead.errors import ObservationError
+from multihead.kernels import cpu
 from multihead.kernels.tiles import TILE_SCORES
 from multihead.lens.host import HostAttention
 from multihead.lens.masks_found import MaskFinder
@@ -94,7 +95,9 @@ class Seeing:
         operands = batch * keys * self.kv_heads * (self.head_dim + self.value_dim) * real
         output = 4 * batch * heads * self.queries * self.value_dim * real if self.verify else 0
         sums = 8 * batch * heads * keys * (3 if asked.received else 0)
-        return math.ceil(tile * per_score) + operands + output + sums
+        in_tiles = math.ceil(tile * per_score) + sums
+        measured = Sizes(batch, heads, self.queries, keys)
+        return max(in_tiles, cpu.working_bytes(measured, asked)) + operands + output
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -29,7 +29,7 @@ from multihead.lens.profiles import LayerProfile, Profile
 from multihead.lens.real_tokens import RealTokens
 from multihead.lens.selection import HeadChoice, LayerChoice, Selection
 from multihead.lens.summaries import KINDS
-from multihead.lens.watch import Run, Watch, switched
+from multihead.lens.watch import Run, Watch
 
 SAVE_EVERY = 60.0
 """Seconds between two savings of a profile that is being made."""
@@ -208,9 +208,7 @@ class _Profiling:
 
     def _look(self, attention: HostAttention, wanted: Wanted, finder: MaskFinder) -> None:  # noqa: ARG002
         self._texts = self._texts or attention.call.sizes.batch
-        # while the mode is on, it is asked about every operation
-        with switched(on=False):
-            found = gathered(attention, wanted.name, wanted.heads, self.wanted, self._real)
+        found = gathered(attention, wanted.name, wanted.heads, self.wanted, self._real)
         layer = LayerProfile(
             index=wanted.index,
             name=wanted.name,

@@ -119,7 +119,7 @@ class Run:
         if not watch.selection.wants(index, name):
             return
         try:
-            with self.unseen(), torch.inference_mode(mode=False), torch.no_grad():
+            with self.unseen(), switched(on=False), torch.inference_mode(mode=False), torch.no_grad():
                 attention = understand(self.finder)
                 with torch.autocast(attention.call.q.device.type, enabled=False):
                     sight = watch.look(attention, self._wanted(index, name, attention), self.finder)

@@ -222,7 +222,7 @@ def _measured_blocks(layer: Layer, item: int) -> Tensor:
         mask = PartOfMask(layer.mask, layer.sizes, item, torch.tensor(layer.heads), queries)
     call = AttentionCall(q[[item]], k, k[..., :0], mask, bias, layer.scale, layer.softcap, layer.sinks)
     height, width = (max(1, math.ceil(length / CELLS)) for length in (layer.query_count, layer.sizes.keys))
-    asked = Statistics(lse=False, max_score=False, entropy=False, visible=False, blocks=(height, width))
+    asked = Statistics.only(blocks=(height, width))
     return measure(call, asked)[1].named()["blocks"][0]
 
 

@@ -6,7 +6,8 @@ to the largest score *so far* (Milakov & Gimelshein 2018), so what was gathered 
 comes. Where statistics of keys are asked for, the exponentials are kept until the log-sum-exp of their rows is known,
 and are then turned into weights and summed in a second pass: no score is computed twice.
 
-Everything here is plain data: addresses, strides in elements, sizes. ``CALL`` is the whole interface.
+Everything here is plain data: addresses, strides in elements, sizes. ``CALL`` is the whole interface. All of it stands
+in one file because Numba, which keeps the compiled code on disk, compiles anew when this file changes and no other.
 """
 
 import math
@@ -35,6 +36,7 @@ _ADDRESSES = (
     *("row_slots", "rows"),  # int64 (queries): its place among the rows or -1; (batch, heads, rows, keys)
     *("column_keys", "columns"),  # int64; (batch, heads, queries, columns)
     "mean",  # (batch, queries, keys): the mean of the heads' weights
+    "each",  # (batch, heads, each_count, keys): the weights of queries from each_first on
 )
 _STRIDES = (
     *("q_batch", "q_head", "q_token", "k_batch", "k_head", "k_token", "v_batch", "v_head", "v_token"),
@@ -47,6 +49,7 @@ _SIZES = (
     *("batch", "heads", "group", "queries", "keys", "dim", "value_dim"),
     *("jobs", "first_job", "strands", "scratch_floats"),
     *("top_count", "bins", "block_height", "block_width", "pieces", "across", "row_count", "column_count"),
+    *("each_first", "each_count"),
     *("kept", "together"),  # whether exponentials are kept; whether one thread takes all heads of its rows
 )
 CALL = np.dtype(
@@ -588,7 +591,7 @@ def _add_to_blocks(call, head, piece, begin, row, left, right, factor):
 
 @njit
 def _keep_weights(call, b, h, i, begin, row, left, right, factor):
-    """Whole rows, whole columns, and the mean over heads."""
+    """Whole rows, whole columns, all weights, and their mean over heads."""
     used, query = row[left:right], (b * call.heads + h) * call.queries + i
     if call.rows:
         slot = _integers(call.row_slots, i, 1)[0]
@@ -602,6 +605,9 @@ def _keep_weights(call, b, h, i, begin, row, left, right, factor):
             j = columns[x] - begin
             if left <= j < right:
                 answers[x] = factor * row[j]
+    if call.each:
+        place = ((b * call.heads + h) * call.each_count + i - call.each_first) * call.keys + begin + left
+        _scaled(_floats(call.each, place, used.size), used, factor)
     if call.mean:
         place = (b * call.queries + i) * call.keys + begin + left
         _add_scaled(_floats(call.mean, place, used.size), used, factor / np.float32(call.heads))

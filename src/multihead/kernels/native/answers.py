@@ -1,0 +1,130 @@
+"""Where the compiled code writes what it finds, and what that makes in the library's words."""
+
+import torch
+from torch import Tensor
+
+from multihead.core import AttentionCall, Measurements, Statistics, block_means
+from multihead.kernels.native.jobs import Jobs
+from multihead.kernels.seen import Seen
+
+TILE = 1 << 24
+"""Most pairs of queries and keys that are looked at together where what is visible is counted."""
+
+
+class Answers:
+    """The tensors of one measurement."""
+
+    def __init__(self, call: AttentionCall, statistics: Statistics, seen: Seen, jobs: Jobs, strands: int) -> None:
+        self.call, self.statistics, self.seen = call, statistics, seen
+        self.sizes = sizes = call.sizes
+        batch, heads, count, keys = sizes.batch, sizes.heads, jobs.count, sizes.keys
+        self.lse, self.peak, self.entropy, self.sink = torch.empty(4, batch, heads, count).unbind()
+        top = min(statistics.top, keys)
+        self.top = torch.full((batch, heads, count, top), -torch.inf) if statistics.top else None
+        self.top_keys = torch.full((batch, heads, count, top), -1)
+        self.edges = torch.tensor(statistics.edges(sizes))
+        self.received = self._sums(strands, keys) if statistics.received else None
+        self.offsets = self._sums(strands, len(self.edges) - 1) if statistics.offsets else None
+        self.blocks, self.pieces = None, torch.empty(0, dtype=torch.int64)
+        if statistics.blocks is not None:
+            self.pieces = jobs.pieces()
+            self.blocks = self._sums(len(self.pieces), -(-keys // statistics.blocks[1]))
+        self.chosen_rows, self.chosen_columns = (
+            torch.tensor(chosen or (), dtype=torch.int64) for chosen in (statistics.rows, statistics.columns)
+        )
+        self.rows = self.row_slots = self.columns = None
+        if statistics.rows is not None:
+            place_of = torch.empty(sizes.queries, dtype=torch.int64)
+            place_of[seen.queries] = torch.arange(count)
+            self.row_slots = torch.full((count,), -1)
+            self.row_slots[place_of[self.chosen_rows]] = torch.arange(len(self.chosen_rows))
+            self.rows = torch.zeros(batch, heads, len(self.chosen_rows), keys)
+        if statistics.columns is not None:
+            self.columns = torch.zeros(batch, heads, count, len(self.chosen_columns))
+
+    def _sums(self, *shape: int) -> Tensor:
+        return torch.zeros(self.sizes.batch, self.sizes.heads, *shape, dtype=torch.float64)
+
+    @property
+    def pointed(self) -> dict[str, Tensor | None]:
+        """What the compiled code is told of, by its names."""
+        return {
+            "lse": self.lse, "peak": self.peak, "entropy": self.entropy, "sink": self.sink,
+            "top": self.top, "top_keys": self.top_keys, "received": self.received,
+            "edges": self.edges, "offsets": self.offsets, "blocks": self.blocks,
+            "row_slots": self.row_slots, "rows": self.rows,
+            "column_keys": self.chosen_columns, "columns": self.columns,
+        }  # fmt: skip
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How much of it there is, by the names of the compiled code."""
+        height, width = self.statistics.blocks or (1, 1)
+        return {
+            "top_count": self.top_keys.shape[-1],
+            "bins": 0 if self.offsets is None else self.offsets.shape[-1],
+            "block_height": height,
+            "block_width": width,
+            "pieces": len(self.pieces),
+            "across": 0 if self.blocks is None else self.blocks.shape[-1],
+            "row_count": len(self.chosen_rows),
+            "column_count": len(self.chosen_columns),
+        }
+
+    def measurements(self) -> Measurements:
+        """All that was asked for."""
+        asked, found = self.statistics, self._of_rows()
+        if asked.visible or asked.received:
+            visible, seers = self._counted()
+            if asked.visible:
+                found["visible"] = visible
+            if self.received is not None:
+                total = self.received.sum(2)
+                found["received"] = total.float()
+                found["received_mean"] = (total / seers.masked_fill(seers == 0, 1)).float()
+        if self.offsets is not None:
+            found["offsets"], found["offset_edges"] = self.offsets.sum(2).float(), self.edges
+        if self.blocks is not None and asked.blocks is not None:
+            queries, keys = len(self.seen.queries), self.sizes.keys
+            total = self._sums(-(-queries // asked.blocks[0]), self.blocks.shape[-1])
+            total.index_add_(2, self.pieces, self.blocks)
+            found["blocks"] = block_means(total, asked.blocks, queries, keys).float()
+            found["block_size"] = torch.tensor(asked.blocks)
+        if self.rows is not None:
+            found["rows"], found["row_queries"] = self.rows, self.chosen_rows
+        if self.columns is not None:
+            found["columns"], found["column_keys"] = self.columns, self.chosen_columns
+        return Measurements(**found)
+
+    def _of_rows(self) -> dict[str, Tensor]:
+        asked, found = self.statistics, {}
+        named = (("lse", self.lse), ("max_score", self.peak), ("entropy", self.entropy), ("sink", self.sink))
+        for name, value in named:
+            if getattr(asked, name):
+                found[name] = value
+        if asked.top:
+            found["top_weights"], found["top_keys"] = self.top, self.top_keys
+        return found
+
+    def _counted(self) -> tuple[Tensor, Tensor]:
+        """How many keys each query sees, and how many queries see each key."""
+        if self.seen.only_spans:
+            first, stop = self.seen.ranges
+            steps = torch.zeros(*first.shape[:2], self.sizes.keys + 1, dtype=torch.int64)
+            steps.scatter_add_(2, first, torch.ones_like(first)).scatter_add_(2, stop, -torch.ones_like(stop))
+            visible, seers = stop - first, steps.cumsum(2)[..., :-1]
+        else:
+            visible, seers = self._counted_one_by_one()
+        return visible.expand(self.sizes.batch, -1, -1).contiguous(), seers
+
+    def _counted_one_by_one(self) -> tuple[Tensor, Tensor]:
+        mask, sizes = self.call.mask, self.sizes
+        assert mask is not None  # noqa: S101  without one, a range says all
+        visible: list[Tensor] = []
+        seers = torch.zeros((), dtype=torch.int64)
+        for some in self.seen.queries.split(max(1, TILE // (sizes.batch * sizes.heads * sizes.keys))):
+            seen = mask.visible(some, torch.arange(sizes.keys), sizes)
+            seen = seen.expand(*seen.shape[:2], len(some), sizes.keys)
+            visible.append(seen.sum(-1))
+            seers = seers + seen.sum(-2)
+        return torch.cat(visible, 2), seers

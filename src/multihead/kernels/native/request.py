@@ -1,0 +1,207 @@
+"""A measurement as the compiled code is asked for it: addresses, strides and sizes, some jobs at a time."""
+
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multihead.core import AttentionCall, Measurements, Statistics, nonfinite
+from multihead.kernels.native.answers import Answers
+from multihead.kernels.native.jobs import Jobs, strands
+from multihead.kernels.native.load import loaded
+from multihead.kernels.native.platform import Platform, platform
+from multihead.kernels.seen import Seen, Table, broadcast_strides
+
+TILE = 1 << 22
+"""Most numbers of a mask or bias that are computed for some queries and all keys."""
+
+LAUNCH_FLOPS = 2e11
+"""Work after which Python is asked again, so that an interrupt is heard: about a second on two cores."""
+
+SCRATCH = 1 << 29
+"""Most bytes that all threads together keep of a pass; a long row may then be left to fewer threads."""
+
+KEPT = 1 << 24
+"""Bytes of scratch that stay allocated for the next call."""
+
+_local = threading.local()
+
+
+class Request:
+    """One measurement: what was asked for, and the buffers of the answers.
+
+    Args:
+        call: the attention, which the CPU kernel does not refuse.
+        statistics: what to compute.
+        queries: which of them; None: all.
+        output: whether Σ P v is wanted.
+        weights: whether those of all pairs are: ``"each"`` head's, or the ``"mean"`` of the heads'.
+    """
+
+    def __init__(
+        self,
+        call: AttentionCall,
+        statistics: Statistics,
+        queries: Tensor | None = None,
+        *,
+        output: bool,
+        weights: str | None = None,
+    ) -> None:
+        self.call, self.statistics, self.every = call, statistics, queries is None
+        self.sizes = sizes = call.sizes
+        self.queries = torch.arange(sizes.queries) if queries is None else queries
+        self.count = count = len(self.queries)
+        self.seen = Seen(call, self.queries)
+        self.jobs = Jobs(count, loaded().ROWS, 1 if statistics.blocks is None else statistics.blocks[0])
+        self.parts = self.jobs.parts(self._most_queries())
+        self.strands = self._strands()
+        self.answers = Answers(call, statistics, self.seen, self.jobs, self.strands)
+        batch, heads, keys = sizes.batch, sizes.heads, sizes.keys
+        # tokens before heads, as a layer will want it
+        self.output = torch.empty(batch, count, heads, call.v.shape[-1]).transpose(1, 2) if output else None
+        self.mean = torch.zeros(batch, count, keys) if weights == "mean" else None
+        self.each = None
+        if weights == "each":
+            # where everything is seen, everything is written
+            make = torch.empty if call.mask is None and call.bias is None else torch.zeros
+            self.each = make(batch, heads, count, keys)
+
+    def _most_queries(self) -> float:
+        """How many queries are computed between two looks at Python: a tile of what must be made, or a second."""
+        sizes, call = self.sizes, self.call
+        flops = 2 * sizes.batch * sizes.heads * sizes.keys * (call.q.shape[-1] + call.v.shape[-1])
+        made = self.seen.numbers_per_query(self._in_place)
+        return min(LAUNCH_FLOPS / flops, TILE / made if made else torch.inf)
+
+    def _in_place(self, tensor: Tensor) -> bool:
+        """Whether the compiled code can read a mask or bias of all queries where it lies."""
+        return self.every and tensor.dtype in (torch.float32, torch.bool)
+
+    def _strands(self) -> int:
+        asked, jobs = self.statistics, max(len(part) for part in self.parts)
+        if not (asked.received or asked.offsets):
+            return jobs
+        floats = self.sizes.keys if asked.received else len(asked.edges(self.sizes))
+        return strands(jobs, self.sizes.batch * self.sizes.heads, floats)
+
+    def run(self) -> bool:
+        """Compute everything; whether all scores and values were numbers."""
+        found, compiled = platform(), loaded()
+        assert isinstance(found, Platform)  # noqa: S101  refused otherwise
+        kept = self.each is not None or self.mean is not None or keeps_exponentials(self.statistics)
+        floats, threads = _scratch_of(self.sizes.keys, kept=kept)
+        taken, flag = torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        record = np.zeros(1, compiled.CALL)
+        alive = {
+            "scratch": _scratch(threads * floats),
+            "taken": taken,
+            "flag": flag,
+            **self._operands(record),
+            **self.answers.pointed,
+            "mean": self.mean,
+            "each": self.each,
+        }
+        for name, tensor in alive.items():
+            record[name] = 0 if tensor is None else tensor.data_ptr()
+        for name, number in (self._numbers() | self.answers.counts).items():
+            record[name] = number
+        record["sgemm"], record["kept"], record["scratch_floats"] = found.sgemm, kept, floats
+        for part in self.parts:
+            tables = self._prepare(part, record)
+            taken.zero_()
+            found.run(compiled.work.address, record.ctypes.data, threads)
+            del tables
+        return not flag.item() and (self.output is None or not nonfinite(self.output))
+
+    def _prepare(self, part: range, record: np.ndarray) -> list[Tensor]:
+        """Point to some jobs, and to what their queries see; the tables to which it points."""
+        starts = self.jobs.starts[part.start : part.stop + 1]
+        record["starts"], record["first_job"], record["jobs"] = starts.data_ptr(), part.start, len(part)
+        record["strands"] = min(self.strands, len(part))
+        places = range(int(starts[0]), int(starts[-1]))
+        tables = zip(("mask", "bias"), self.seen.tables(places, range(self.sizes.keys)), strict=True)
+        return [self._point(record, name, table, places) for name, table in tables if table is not None]
+
+    def _operands(self, record: np.ndarray) -> dict[str, Tensor | None]:
+        """What goes into scores and output; their strides are written down."""
+        call, sizes = self.call, self.sizes
+        q = call.q if self.every else call.q[:, :, self.queries]
+        found = {name: _rows_of_floats(tensor) for name, tensor in (("q", q), ("k", call.k), ("v", call.v))}
+        rows = found if self.output is None else found | {"output": self.output}
+        for name, tensor in rows.items():
+            for axis, stride in zip(("batch", "head", "token"), tensor.stride(), strict=False):
+                record[f"{name}_{axis}"] = stride
+        first, stop = (end.expand(sizes.batch, sizes.heads, self.count) for end in self.seen.ranges)
+        for axis, stride in zip(("batch", "head", "query"), first.stride(), strict=True):
+            record[f"span_{axis}"] = stride
+        sinks = None if call.sinks is None else call.sinks.float().contiguous()
+        return rows | {"first": first, "stop": stop, "sinks": sinks, "places": self.queries + sizes.offset}
+
+    def _numbers(self) -> dict[str, Any]:
+        call, sizes = self.call, self.sizes
+        return {
+            "batch": sizes.batch, "heads": sizes.heads, "group": call.group,
+            "queries": self.count, "keys": sizes.keys,
+            "dim": call.q.shape[-1], "value_dim": call.v.shape[-1],
+            "together": self.mean is not None, "each_first": 0, "each_count": self.count,
+            "scale": call.factor, "softcap": call.softcap or 0.0,
+        }  # fmt: skip
+
+    def _point(self, record: np.ndarray, name: str, table: Table, places: range) -> Tensor:
+        """Point to what hides the keys of some queries, or is added to their scores; what it points to."""
+        tensor, first = table.tensor, table.first_row
+        if not (table.by_place or tensor.shape[2] == 1 or self._in_place(tensor)):
+            chosen = slice(places.start, places.stop) if self.every else self.queries[places.start : places.stop]
+            tensor, first = tensor[:, :, chosen], places.start
+        if name == "bias":
+            tensor = tensor.float()
+        if tensor.shape[-1] != 1 and tensor.stride(-1) != 1:
+            tensor = tensor.contiguous()
+        strides = broadcast_strides(tensor)
+        for axis, stride in zip(("batch", "head", "query", "key"), strides, strict=True):
+            record[f"{name}_{axis}"] = stride
+        record[name] = tensor.data_ptr() - first * strides[2] * tensor.element_size()
+        return tensor
+
+    def measurements(self) -> Measurements:
+        """The statistics that were asked for."""
+        return self.answers.measurements()
+
+
+def _rows_of_floats(tensor: Tensor) -> Tensor:
+    """float32, each token's numbers side by side, as the matrix product wants it."""
+    tensor = tensor.float()
+    rows = tensor.stride(-1) == 1 and tensor.shape[-1] <= tensor.stride(-2) < 1 << 31
+    return tensor if rows else tensor.contiguous()
+
+
+def keeps_exponentials(asked: Statistics) -> bool:
+    """Whether the exponentials of some rows are kept until the log-sum-exp of these is known."""
+    chosen = (asked.blocks, asked.rows, asked.columns)
+    return asked.received or bool(asked.offsets) or any(wanted is not None for wanted in chosen)
+
+
+def scratch_bytes(keys: int, *, kept: bool) -> int:
+    """What all threads together keep of a pass over so many keys."""
+    floats, threads = _scratch_of(keys, kept=kept)
+    return 4 * floats * threads
+
+
+def _scratch_of(keys: int, *, kept: bool) -> tuple[int, int]:
+    """Numbers that a thread keeps of a pass over so many keys, and how many threads may."""
+    compiled = loaded()
+    floats = (-(-keys // compiled.CHUNK) if kept else 1) * compiled.ROWS * compiled.CHUNK
+    return floats, max(1, min(torch.get_num_threads(), SCRATCH // (4 * floats)))
+
+
+def _scratch(floats: int) -> Tensor:
+    """Room for numbers; a modest one stays with the thread for the next call."""
+    known = getattr(_local, "scratch", None)
+    if known is not None and known.numel() >= floats:
+        return known
+    room = torch.empty(floats)
+    if 4 * floats <= KEPT:
+        _local.scratch = room
+    return room
