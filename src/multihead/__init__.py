@@ -7,7 +7,7 @@ from multihead.version import __version__
 
 if TYPE_CHECKING:
     from multihead import biases, errors, masks, models, positions, torch_compat
-    from multihead.core import Measurements, Statistics
+    from multihead.core import ColumnStatistic, MassOn, Measurements, RowStatistic, Statistics, WeightTile
     from multihead.functional import attention, inspect
     from multihead.layer import (
         FixedCache,
@@ -21,19 +21,23 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttentionSizes",
+    "ColumnStatistic",
     "Estimate",
     "FixedCache",
     "GrowingCache",
     "Layer",
     "Link",
+    "MassOn",
     "Measurements",
     "MultiHeadAttention",
     "MultiHeadLatentAttention",
     "Profile",
     "Recording",
+    "RowStatistic",
     "Seen",
     "SlidingCache",
     "Statistics",
+    "WeightTile",
     "__version__",
     "attention",
     "biases",
@@ -50,7 +54,7 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "core": ("Measurements", "Statistics"),
+    "core": ("ColumnStatistic", "MassOn", "Measurements", "RowStatistic", "Statistics", "WeightTile"),
     "functional": ("attention", "inspect"),
     "layer": ("FixedCache", "GrowingCache", "MultiHeadAttention", "MultiHeadLatentAttention", "SlidingCache"),
     "lens": ("AttentionSizes", "Estimate", "Profile", "Seen", "estimate", "observe", "profile"),

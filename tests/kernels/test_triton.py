@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from multihead import masks
-from multihead.core import AXES, AttentionCall, Measurements, Statistics, reference
+from multihead.core import AXES, AttentionCall, MassOn, Measurements, Statistics, reference
 from multihead.errors import NoKernelError
 from multihead.kernels import chunked
 from multihead.kernels import triton as kernel
@@ -70,7 +70,7 @@ def placed(call: AttentionCall) -> AttentionCall:
 def measured(call, statistics, **options) -> tuple[torch.Tensor | None, Measurements]:
     """What the kernel finds, brought back."""
     output, found = kernel.measure(placed(call), statistics, **options)
-    brought = Measurements(**{name: value.cpu() for name, value in found.named().items()})
+    brought = Measurements.of({name: value.cpu() for name, value in found.named().items()})
     return None if output is None else output.cpu(), brought
 
 
@@ -348,6 +348,7 @@ def test_tiles_hold_whole_blocks(block):
         ({"dim": 257}, {}, "heads of up to 256 features, and this has 257"),
         ({"value_dim": 300}, {}, "heads of up to 256 features, and this has 300"),
         ({}, {"top": 65}, "up to 64 largest weights, and top=65"),
+        ({}, {"own": (MassOn("marks", torch.ones(11)),)}, "it knows no statistics of a user's own"),
         ({}, {"offsets": tuple(range(1025))}, "up to 1023 bins of distances, and offsets has 1024"),
     ],
     ids=lambda value: str(value)[:30],

@@ -266,7 +266,7 @@ class TestBudget:
         working = estimate(model, length=11, batch=2, inputs=x).working_bytes
         measured.clear()
         message = (
-            r"layer 2 \(2\) would keep .* KiB and take .* MiB to measure, beside .* KiB of what was seen before, "
+            r"layer 2 \(2\) would keep .* KiB and take .* [KM]iB to measure, beside .* KiB of what was seen before, "
             r"more than max_bytes=\d+: qk=False saves .* KiB, choose fewer layers=, heads= or queries=, or raise "
         )
         with pytest.raises(ObservationError, match=message), observe(model, max_bytes=3 * one + working - 1):

@@ -11,21 +11,36 @@ from multihead.core.call import (
 )
 from multihead.core.heads import merge_heads, split_heads
 from multihead.core.online import SoftmaxState, merge_outputs
+from multihead.core.own import ColumnStatistic, MassOn, OwnAnswers, RowStatistic, WeightTile
 from multihead.core.part import PartOfMask
 from multihead.core.reference import Reference, reference
-from multihead.core.statistics import AXES, Measurements, Statistics, block_cells, block_means, power_of_two_edges
+from multihead.core.statistics import (
+    AXES,
+    Measurements,
+    Statistics,
+    axes_of,
+    block_cells,
+    block_means,
+    power_of_two_edges,
+)
 
 __all__ = [
     "AXES",
     "AttentionCall",
+    "ColumnStatistic",
+    "MassOn",
     "Measurements",
+    "OwnAnswers",
     "PartOfMask",
     "Reference",
+    "RowStatistic",
     "SoftmaxState",
     "Statistics",
+    "WeightTile",
     "as_autocast",
     "as_mask",
     "autocasts",
+    "axes_of",
     "block_cells",
     "block_means",
     "check_heads",

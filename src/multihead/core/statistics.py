@@ -4,8 +4,8 @@ All answers are exact. With P the softmax weights and s the scores after scale, 
 count as one more key in ``lse`` and ``entropy``, so that weights and sink probability together sum to 1.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from multihead.conventions import checked_indices, kind_of
+from multihead.core.own import OWN_AXES, OwnStatistic, checked_own
 from multihead.counting import whole, whole_numbers
 from multihead.masks import Sizes
 
@@ -35,6 +36,7 @@ class Statistics:
         rows: queries whose whole rows of weights to return.
         columns: keys whose whole columns of weights to return.
         sink: probability that went to learned sinks.
+        own: statistics of your own: a :class:`RowStatistic` or :class:`ColumnStatistic` each, such as :class:`MassOn`.
 
     Raises:
         TypeError: numbers that are no whole ones, or no list where one is expected; the message says what to write.
@@ -57,6 +59,7 @@ class Statistics:
     rows: tuple[int, ...] | None = None
     columns: tuple[int, ...] | None = None
     sink: bool = False
+    own: tuple[OwnStatistic, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("rows", "columns"):
@@ -70,9 +73,15 @@ class Statistics:
             object.__setattr__(self, "blocks", _block_sizes(self.blocks))
         if not isinstance(self.offsets, bool):
             object.__setattr__(self, "offsets", _bin_edges(self.offsets))
+        object.__setattr__(self, "own", checked_own(self.own))
 
     def check(self, sizes: Sizes, queries: Int[Tensor, " query"] | None = None) -> None:
-        """Raise ``ValueError`` where a chosen row or column is not there, or not among the measured ``queries``."""
+        """Raise ``ValueError`` where a chosen row or column is not there, or not among the measured ``queries``.
+
+        Or where a statistic of the user's own says that it does not belong here.
+        """
+        for statistic in self.own:
+            statistic.check(sizes)
         checked_indices("rows", self.rows or (), sizes.queries)
         checked_indices("columns", self.columns or (), sizes.keys)
         missing = set() if queries is None else set(self.rows or ()) - set(queries.tolist())
@@ -185,12 +194,33 @@ class Measurements:
     columns: Float[Tensor, "batch head query column"] | None = None
     column_keys: Int[Tensor, " column"] | None = None
     sink: Float[Tensor, "batch head query"] | None = None
+    row_statistics: Mapping[str, Float[Tensor, "batch head query"]] = field(default_factory=dict)
+    """Those of ``Statistics(own=...)``, by their names."""
+    column_statistics: Mapping[str, Float[Tensor, "batch head key"]] = field(default_factory=dict)
+    """The same."""
 
     def named(self) -> dict[str, Tensor]:
-        """Those that were asked for, by name."""
-        return {
-            field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) is not None
-        }
+        """Those that were asked for, by name; a user's own under ``row_statistics.name``."""
+        found: dict[str, Tensor] = {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, Mapping):
+                found |= {f"{one.name}.{name}": tensor for name, tensor in value.items()}
+            elif value is not None:
+                found[one.name] = value
+        return found
+
+    @classmethod
+    def of(cls, named: Mapping[str, Tensor | None]) -> "Measurements":
+        """Those that :meth:`named` gives."""
+        found: dict[str, Any] = {}
+        for name, tensor in named.items():
+            kind, dot, own = name.partition(".")
+            if dot:
+                found.setdefault(kind, {})[own] = tensor
+            else:
+                found[name] = tensor
+        return cls(**found)
 
 
 AXES: dict[str, tuple[str, ...]] = {
@@ -212,7 +242,19 @@ AXES: dict[str, tuple[str, ...]] = {
     "column_keys": ("column",),
     "sink": ("batch", "head", "query"),
 }
-"""The axes of each statistic, in words."""
+"""The axes of each statistic but a user's own, in words."""
+
+
+def axes_of(name: str) -> tuple[str, ...]:
+    """The axes of a statistic, in words, by the names of :meth:`Measurements.named`.
+
+    Raises:
+        KeyError: there is no such statistic.
+    """
+    kind, dot, own = name.partition(".")
+    if dot and own.isidentifier():
+        return OWN_AXES[kind]
+    return AXES[name]
 
 
 def block_means(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from multihead.conventions import accumulation_dtype, statistics_dtype
-from multihead.core import AttentionCall, Measurements, Statistics, block_means, nonfinite
+from multihead.core import AttentionCall, Measurements, OwnAnswers, Statistics, WeightTile, block_means, nonfinite
 from multihead.kernels.tiles import Tile, grouped_matmul
 
 
@@ -30,7 +30,7 @@ class Collector(abc.ABC):
 
     @abc.abstractmethod
     def answer(self) -> dict[str, Tensor]:
-        """The statistic, under its names in :class:`multihead.core.Measurements`."""
+        """The statistic, under its names in :meth:`multihead.core.Measurements.named`."""
 
     def _empty(self, *shape: int, dtype: torch.dtype | None = None, fill: int = 0) -> Tensor:
         return torch.full((self.sizes.batch, *shape), fill, dtype=dtype or self.dtype, device=self.call.q.device)
@@ -255,6 +255,23 @@ class Columns(Collector):
         return {"columns": self.found, "column_keys": self.columns}
 
 
+class Own(Collector):
+    """Statistics of the user's own."""
+
+    def __init__(self, call: AttentionCall, queries: Tensor, statistics: Statistics) -> None:
+        super().__init__(call, queries)
+        self.answers = OwnAnswers(
+            statistics.own, call.sizes, self.count, dtype=self.dtype, sums=self.sum_dtype, device=call.q.device
+        )
+
+    def add(self, tile: Tile) -> None:
+        part = tile.part
+        self.answers.add(WeightTile(tile.weights, part.batch, part.heads, part.queries, part.keys), part.rows)
+
+    def answer(self) -> dict[str, Tensor]:
+        return self.answers.answer()
+
+
 class Output(Collector):
     """Σ P v, in the dtype of the statistics."""
 
@@ -307,6 +324,8 @@ def collectors_for(call: AttentionCall, statistics: Statistics, queries: Tensor)
         chosen.append(Rows(call, queries, statistics.rows))
     if statistics.columns is not None:
         chosen.append(Columns(call, queries, statistics.columns))
+    if statistics.own:
+        chosen.append(Own(call, queries, statistics))
     return chosen
 
 
@@ -315,4 +334,4 @@ def measurements_of(chosen: list[Collector]) -> Measurements:
     answers: dict[str, Tensor] = {}
     for collector in chosen:
         answers.update(collector.answer())
-    return Measurements(**answers)
+    return Measurements.of(answers)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from multihead.core import AttentionCall, Measurements, Statistics
 from multihead.kernels import chunked
-from multihead.kernels.native.jobs import UNITS, Jobs, strands
-from multihead.kernels.native.load import compiled_code, loaded
+from multihead.kernels.native.jobs import UNITS, strands
+from multihead.kernels.native.load import compiled_code
 from multihead.kernels.native.platform import platform
-from multihead.kernels.native.request import Request, keeps_exponentials, scratch_bytes
+from multihead.kernels.native.request import TILE, Request, jobs_of, keeps_exponentials, scratch_bytes
 from multihead.masks import Sizes
 
 NAME = "cpu"
@@ -73,10 +73,12 @@ def working_bytes(sizes: Sizes, statistics: Statistics) -> int:
     heads, keys = sizes.batch * sizes.heads, sizes.keys
     # lse, peak, entropy and sink are made whether they were asked for or not
     found = scratch_bytes(keys, kept=keeps_exponentials(statistics)) + 16 * heads * sizes.queries
-    jobs = Jobs(sizes.queries, loaded().ROWS, 1 if statistics.blocks is None else statistics.blocks[0])
+    jobs = jobs_of(sizes, statistics, sizes.queries)
     if statistics.received:
         found += 8 * heads * keys * (strands(len(jobs), heads, keys) + 3)
     found += 8 * (UNITS + heads) * len(statistics.edges(sizes))
+    if statistics.own:
+        found += 4 * max(TILE, heads * keys * int(jobs.starts.diff().max()))
     if statistics.blocks is not None:
         found += 3 * 8 * heads * len(jobs.pieces()) * -(-keys // statistics.blocks[1])
     return found

@@ -64,6 +64,8 @@ def refuses(call: AttentionCall, statistics: Statistics | None = None) -> str | 
         return f"it holds heads of up to {DIM} features, and this has {widest}"
     if max(sizes.queries, sizes.keys) >= LENGTH:
         return f"it counts fewer than {LENGTH} queries and keys"
+    if statistics is not None and statistics.own:
+        return "it knows no statistics of a user's own"
     if statistics is not None and statistics.top > TOP:
         return f"it finds up to {TOP} largest weights, and top={statistics.top}"
     if statistics is not None and len(statistics.edges(sizes)) - 1 > BINS:
@@ -278,7 +280,7 @@ class _Work:
             found["row_queries"] = torch.tensor(asked.rows, dtype=torch.int64, device=device)
         if asked.columns is not None:
             found["column_keys"] = torch.tensor(asked.columns, dtype=torch.int64, device=device)
-        return Measurements(**found)
+        return Measurements.of(found)
 
     def _ordered(self) -> tuple[Tensor, Tensor]:
         """The largest weights and their keys, largest first, equal ones by their keys."""

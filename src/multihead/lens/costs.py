@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from multihead.conventions import statistics_dtype
-from multihead.core import Statistics
+from multihead.core import RowStatistic, Statistics
 from multihead.errors import ObservationError
 from multihead.kernels import cpu
 from multihead.kernels.tiles import TILE_SCORES
@@ -69,6 +69,10 @@ class Seeing:
             found["rows"] = batch * heads * rows * keys * real + 8 * rows
         if asked.columns is not None:
             found["columns"] = per_query * columns * real + 8 * columns
+        if asked.own:
+            found["own"] = sum(
+                real * batch * heads * (queries if isinstance(one, RowStatistic) else keys) for one in asked.own
+            )
         if self.qk:
             found["qk"] = self.head_dim * self.dtype.itemsize * (per_query + batch * self.kv_heads * keys)
         return found
@@ -143,7 +147,7 @@ def what_to_leave_out(kept: Mapping[str, int]) -> str:
     size = in_bytes(kept.get(dearest, 0))
     if dearest == "qk":
         return f"qk=False saves {size}"
-    ask = {"top": "top=0", "rows": "rows=None", "columns": "columns=None", "blocks": "blocks=None"}
+    ask = {"top": "top=0", "rows": "rows=None", "columns": "columns=None", "blocks": "blocks=None", "own": "own=()"}
     return f"Statistics({ask.get(dearest, f'{dearest}=False')}) saves {size}"
 
 

@@ -237,14 +237,14 @@ def _account(run: Run, at: "Forward", calls: int) -> None:
         huggingface.bypassed(run, at.name)
     if run.normalised is at:
         run.normalised = None
-        if run.calls == calls and functions.by_name(at.module()):
+        if run.calls == calls and functions.attends(at.module()):
             functions.written_out(run, at.name, at.module())
     mode = _state.mode
     if mode is None:
         return
     compiled, mode.compiled = mode.compiled, None
     softmax, mode.compiled_softmax = mode.compiled_softmax, False
-    if compiled is None and softmax and functions.by_name(at.module()):
+    if compiled is None and softmax and functions.attends(at.module()):
         compiled = "a softmax"
     if compiled is not None and run.calls == calls:
         functions.inside_compiled(run, at.name, compiled)

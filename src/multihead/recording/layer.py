@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from multihead.conventions import checked_indices
-from multihead.core import AXES, Measurements
+from multihead.core import Measurements, axes_of
 from multihead.masks import Mask, Sizes
 from multihead.recording.shapes import STATISTICS, Form, check_forms
 
@@ -76,7 +76,7 @@ class Layer:
 
     def axes(self, statistic: str) -> tuple[str, ...]:
         """The axes of one statistic's tensor, in words."""
-        return AXES[statistic]
+        return axes_of(statistic)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor it holds but the mask's, by name: ``q``, ``k``, ``bias``, ``sinks``, ``statistics.lse``."""

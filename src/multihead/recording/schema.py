@@ -22,7 +22,7 @@ import torch
 
 from multihead.masks import Sizes
 from multihead.recording.layer import Layer
-from multihead.recording.shapes import LAYER_AXES, Form, check_forms
+from multihead.recording.shapes import Form, check_forms, layer_axes
 
 FORMAT = "multihead-recording"
 SCHEMA = 1
@@ -45,9 +45,6 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 """The dtypes that a recording may hold, by safetensors' names."""
-
-_OWN = tuple(name for name in LAYER_AXES if name != "bias")
-"""Tensors that belong to one layer; a bias may be shared by several."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class LayerHeader:
     """Which of the masks; None for none."""
     bias: StoredBias | None
     tensors: dict[str, str]
-    """The tensor's name in the file, by the names of ``LAYER_AXES``."""
+    """The tensor's name in the file, by the names that ``layer_axes`` knows."""
     nonfinite: tuple[str, ...]
     """Those of q and k that hold NaN or inf, where no query sees them."""
 
@@ -223,9 +220,8 @@ def _layer(fields: Fields, tensors: Mapping[str, StoredTensor]) -> LayerHeader:
         key_text=fields["key_text"].text(),
     )
     names = fields["tensors"].texts()
-    unknown = sorted(set(names) - set(_OWN))
-    if unknown:
-        raise ValueError(f"{fields.where}.tensors names {unknown[0]!a:.80}, which no layer has")
+    for name in names:
+        _check_own(name, fields.where)
     held = {name: f"layers.{index}.{name}" for name in names}
     header = LayerHeader(
         layer=layer,
@@ -236,6 +232,17 @@ def _layer(fields: Fields, tensors: Mapping[str, StoredTensor]) -> LayerHeader:
     )
     _check_layer(header, tensors, fields.where)
     return header
+
+
+def _check_own(name: str, where: str) -> None:
+    """Whether a tensor is one that belongs to a layer; a bias may be shared by several."""
+    known = name != "bias"
+    try:
+        layer_axes(name)
+    except KeyError:
+        known = False
+    if not known:
+        raise ValueError(f"{where}.tensors names {name!a:.80}, which no layer has")
 
 
 def shared_name(number: Fields) -> str:

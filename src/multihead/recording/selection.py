@@ -76,7 +76,7 @@ def layer_of_sequence(layer: Layer, item: int) -> Layer:
         sizes=replace(layer.sizes, batch=1),
         mask=mask,
         bias=None if layer.bias is None else sequence_of(layer.bias, item),
-        statistics=Measurements(**statistics),
+        statistics=Measurements.of(statistics),
         q=None if layer.q is None else layer.q[item : item + 1],
         k=None if layer.k is None else layer.k[item : item + 1],
     )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from multihead.conventions import in_words
-from multihead.core import AXES
+from multihead.core import axes_of
 from multihead.masks import Sizes
 
 Form = tuple[tuple[int, ...], torch.dtype]
@@ -14,14 +14,12 @@ Form = tuple[tuple[int, ...], torch.dtype]
 STATISTICS = "statistics."
 """What stands before a statistic's name where it is named beside q, k, bias and sinks."""
 
-LAYER_AXES: dict[str, tuple[str, ...]] = {
+_AXES: dict[str, tuple[str, ...]] = {
     "q": ("batch", "head", "query", "dim"),
     "k": ("batch", "kv_head", "key", "dim"),
     "bias": ("batch", "head", "query", "key"),
     "sinks": ("head",),
-    **{STATISTICS + name: axes for name, axes in AXES.items()},
 }
-"""The axes of every tensor that a layer may hold, in words."""
 
 _BROADCAST = {"bias": ("batch", "head", "query", "key"), "statistics.visible": ("head",)}
 _SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
@@ -30,11 +28,20 @@ _INTEGERS = {
 }
 
 
+def layer_axes(name: str) -> tuple[str, ...]:
+    """The axes of a tensor that a layer may hold, in words.
+
+    Raises:
+        KeyError: no layer holds a tensor of this name.
+    """
+    return axes_of(name.removeprefix(STATISTICS)) if name.startswith(STATISTICS) else _AXES[name]
+
+
 def check_forms(forms: Mapping[str, Form], *, sizes: Sizes, heads: int, queries: int, kv_heads: Sequence[int]) -> None:
     """Whether tensors of these forms belong to one layer.
 
     Args:
-        forms: shape and dtype of each tensor, by the names of ``LAYER_AXES``.
+        forms: shape and dtype of each tensor, by the names that ``layer_axes`` knows.
         sizes: of the attention as the model computed it.
         heads: number of heads kept.
         queries: number of queries kept.
@@ -48,7 +55,7 @@ def check_forms(forms: Mapping[str, Form], *, sizes: Sizes, heads: int, queries:
         _check_form(name, form, lengths)
         if name.startswith(STATISTICS):
             # an axis that only some statistics have is as long in each of them
-            for axis, length in zip(LAYER_AXES[name], form[0], strict=True):
+            for axis, length in zip(layer_axes(name), form[0], strict=True):
                 lengths.setdefault(axis, length)
     edges = forms.get("statistics.offset_edges")
     offsets = forms.get("statistics.offsets")
@@ -62,7 +69,7 @@ def check_forms(forms: Mapping[str, Form], *, sizes: Sizes, heads: int, queries:
 
 def _check_form(name: str, form: Form, wanted: Mapping[str, int]) -> None:
     shape, dtype = form
-    axes = LAYER_AXES[name]
+    axes = layer_axes(name)
     broadcast = _BROADCAST.get(name, ())
     fits = len(shape) == len(axes) and all(
         size == wanted.get(axis, size) or (size == 1 and axis in broadcast)

@@ -212,7 +212,7 @@ class StoredLayer(Layer):
     def statistics(self) -> Measurements:  # pyrefly: ignore[bad-override]
         """See :class:`Layer`."""
         names = [name.removeprefix(STATISTICS) for name in self._header.tensors if name.startswith(STATISTICS)]
-        return Measurements(**{name: self._own(STATISTICS + name) for name in names})
+        return Measurements.of({name: self._own(STATISTICS + name) for name in names})
 
     def _own(self, name: str) -> Tensor | None:
         """One of this layer's tensors, checked for numbers that cannot be there."""

@@ -16,7 +16,8 @@ class Answers:
 
     def __init__(self, call: AttentionCall, statistics: Statistics, seen: Seen, jobs: Jobs, strands: int) -> None:
         self.call, self.statistics, self.seen = call, statistics, seen
-        self.sizes = sizes = call.sizes
+        self.jobs, self.sizes = jobs, call.sizes
+        sizes = call.sizes
         batch, heads, count, keys = sizes.batch, sizes.heads, jobs.count, sizes.keys
         self.lse, self.peak, self.entropy, self.sink = torch.empty(4, batch, heads, count).unbind()
         top = min(statistics.top, keys)
@@ -67,12 +68,13 @@ class Answers:
             "block_width": width,
             "pieces": len(self.pieces),
             "across": 0 if self.blocks is None else self.blocks.shape[-1],
+            "whole_blocks": self.jobs.whole,
             "row_count": len(self.chosen_rows),
             "column_count": len(self.chosen_columns),
         }
 
-    def measurements(self) -> Measurements:
-        """All that was asked for."""
+    def measurements(self, own: dict[str, Tensor]) -> Measurements:
+        """All that was asked for; ``own`` is what statistics of the user's own said."""
         asked, found = self.statistics, self._of_rows()
         if asked.visible or asked.received:
             visible, seers = self._counted()
@@ -94,7 +96,7 @@ class Answers:
             found["rows"], found["row_queries"] = self.rows, self.chosen_rows
         if self.columns is not None:
             found["columns"], found["column_keys"] = self.columns, self.chosen_columns
-        return Measurements(**found)
+        return Measurements.of(found | own)
 
     def _of_rows(self) -> dict[str, Tensor]:
         asked, found = self.statistics, {}

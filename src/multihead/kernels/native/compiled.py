@@ -51,6 +51,7 @@ _SIZES = (
     *("top_count", "bins", "block_height", "block_width", "pieces", "across", "row_count", "column_count"),
     *("each_first", "each_count"),
     *("kept", "together"),  # whether exponentials are kept; whether one thread takes all heads of its rows
+    "whole_blocks",  # whether jobs hold whole rows of blocks, and not parts of one
 )
 CALL = np.dtype(
     [(name, np.int64) for name in (*_ADDRESSES, *_STRIDES, *_SIZES)] + [("scale", np.float64), ("softcap", np.float64)]
@@ -635,7 +636,7 @@ def _second_pass(call, b, h, job, strand, start, rows, low, high, kept, state, s
                 place = _integers(call.places, i, 1)[0] - begin
                 _add_by_distance(call, head, strand, place, row, left, right, factor)
             if call.blocks:
-                piece = i // call.block_height if call.block_height <= ROWS else call.first_job + job
+                piece = i // call.block_height if call.whole_blocks else call.first_job + job
                 _add_to_blocks(call, head, piece, begin, row, left, right, factor)
             _keep_weights(call, b, h, i, begin, row, left, right, factor)
         if call.received:

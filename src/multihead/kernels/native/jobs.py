@@ -20,7 +20,9 @@ class Jobs:
     """
 
     def __init__(self, count: int, most: int, height: int = 1) -> None:
-        self.height, self.whole = height, height <= most
+        self.height = height
+        self.whole = height <= most
+        """Whether each job holds whole rows of blocks."""
         if self.whole:
             starts = list(range(0, count, most // height * height))
         else:

@@ -7,15 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multihead.core import AttentionCall, Measurements, Statistics, nonfinite
+from multihead.core import AttentionCall, Measurements, OwnAnswers, Statistics, WeightTile, nonfinite
 from multihead.kernels.native.answers import Answers
 from multihead.kernels.native.jobs import Jobs, strands
 from multihead.kernels.native.load import loaded
 from multihead.kernels.native.platform import Platform, platform
 from multihead.kernels.seen import Seen, Table, broadcast_strides
+from multihead.masks import Sizes
 
 TILE = 1 << 22
 """Most numbers of a mask or bias that are computed for some queries and all keys."""
+
+SHOWN = 1 << 23
+"""Most weights of all heads that are shown together to statistics of a user's own, unless one query has more."""
 
 LAUNCH_FLOPS = 2e11
 """Work after which Python is asked again, so that an interrupt is heard: about a second on two cores."""
@@ -54,7 +58,7 @@ class Request:
         self.queries = torch.arange(sizes.queries) if queries is None else queries
         self.count = count = len(self.queries)
         self.seen = Seen(call, self.queries)
-        self.jobs = Jobs(count, loaded().ROWS, 1 if statistics.blocks is None else statistics.blocks[0])
+        self.jobs = jobs_of(sizes, statistics, count)
         self.parts = self.jobs.parts(self._most_queries())
         self.strands = self._strands()
         self.answers = Answers(call, statistics, self.seen, self.jobs, self.strands)
@@ -62,17 +66,23 @@ class Request:
         # tokens before heads, as a layer will want it
         self.output = torch.empty(batch, count, heads, call.v.shape[-1]).transpose(1, 2) if output else None
         self.mean = torch.zeros(batch, count, keys) if weights == "mean" else None
-        self.each = None
+        self.each = self.own = None
         if weights == "each":
-            # where everything is seen, everything is written
-            make = torch.empty if call.mask is None and call.bias is None else torch.zeros
-            self.each = make(batch, heads, count, keys)
+            self.each = torch.empty(batch, heads, count, keys)
+        elif statistics.own:
+            longest = max(len(self._places(part)) for part in self.parts)
+            self.each = torch.empty(batch, heads, longest, keys)
+            self.own = OwnAnswers(
+                statistics.own, sizes, count, dtype=torch.float32, sums=torch.float64, device=call.q.device
+            )
 
     def _most_queries(self) -> float:
         """How many queries are computed between two looks at Python: a tile of what must be made, or a second."""
         sizes, call = self.sizes, self.call
         flops = 2 * sizes.batch * sizes.heads * sizes.keys * (call.q.shape[-1] + call.v.shape[-1])
         made = self.seen.numbers_per_query(self._in_place)
+        if self.statistics.own:
+            made = max(made, sizes.batch * sizes.heads * sizes.keys)
         return min(LAUNCH_FLOPS / flops, TILE / made if made else torch.inf)
 
     def _in_place(self, tensor: Tensor) -> bool:
@@ -113,6 +123,10 @@ class Request:
             taken.zero_()
             found.run(compiled.work.address, record.ctypes.data, threads)
             del tables
+            if self.own is not None:
+                if flag.item():
+                    return False
+                self._show(self.own, self._places(part))
         return not flag.item() and (self.output is None or not nonfinite(self.output))
 
     def _prepare(self, part: range, record: np.ndarray) -> list[Tensor]:
@@ -120,9 +134,29 @@ class Request:
         starts = self.jobs.starts[part.start : part.stop + 1]
         record["starts"], record["first_job"], record["jobs"] = starts.data_ptr(), part.start, len(part)
         record["strands"] = min(self.strands, len(part))
-        places = range(int(starts[0]), int(starts[-1]))
+        places = self._places(part)
+        if self.each is not None:
+            # where everything is seen, everything is written
+            if self.call.mask is not None or self.call.bias is not None:
+                self.each.zero_()
+            record["each_first"], record["each_count"] = places.start, self.each.shape[2]
         tables = zip(("mask", "bias"), self.seen.tables(places, range(self.sizes.keys)), strict=True)
         return [self._point(record, name, table, places) for name, table in tables if table is not None]
+
+    def _places(self, part: range) -> range:
+        """Which queries some jobs are about."""
+        return range(int(self.jobs.starts[part.start]), int(self.jobs.starts[part.stop]))
+
+    def _show(self, own: OwnAnswers, places: range) -> None:
+        """Show the weights of some queries to the user's own statistics."""
+        assert self.each is not None  # noqa: S101  made where there are such statistics
+        queries, keys = self.queries[places.start : places.stop], range(self.sizes.keys)
+        if self.call.mask is not None:
+            keys = range(*self.call.mask.key_range(int(queries.min()), int(queries.max()), self.sizes))
+        weights = self.each[:, :, : len(places), keys.start : keys.stop]
+        everything = slice(0, self.sizes.batch), slice(0, self.sizes.heads)
+        tile = WeightTile(weights, *everything, queries, slice(keys.start, keys.stop))
+        own.add(tile, slice(places.start, places.stop))
 
     def _operands(self, record: np.ndarray) -> dict[str, Tensor | None]:
         """What goes into scores and output; their strides are written down."""
@@ -145,7 +179,7 @@ class Request:
             "batch": sizes.batch, "heads": sizes.heads, "group": call.group,
             "queries": self.count, "keys": sizes.keys,
             "dim": call.q.shape[-1], "value_dim": call.v.shape[-1],
-            "together": self.mean is not None, "each_first": 0, "each_count": self.count,
+            "together": self.mean is not None,
             "scale": call.factor, "softcap": call.softcap or 0.0,
         }  # fmt: skip
 
@@ -167,7 +201,7 @@ class Request:
 
     def measurements(self) -> Measurements:
         """The statistics that were asked for."""
-        return self.answers.measurements()
+        return self.answers.measurements({} if self.own is None else self.own.answer())
 
 
 def _rows_of_floats(tensor: Tensor) -> Tensor:
@@ -177,10 +211,18 @@ def _rows_of_floats(tensor: Tensor) -> Tensor:
     return tensor if rows else tensor.contiguous()
 
 
+def jobs_of(sizes: Sizes, statistics: Statistics, count: int) -> Jobs:
+    """How the queries of a measurement are cut."""
+    most = loaded().ROWS
+    if statistics.own:
+        most = min(most, max(1, SHOWN // (sizes.batch * sizes.heads * sizes.keys)))
+    return Jobs(count, most, 1 if statistics.blocks is None else statistics.blocks[0])
+
+
 def keeps_exponentials(asked: Statistics) -> bool:
     """Whether the exponentials of some rows are kept until the log-sum-exp of these is known."""
     chosen = (asked.blocks, asked.rows, asked.columns)
-    return asked.received or bool(asked.offsets) or any(wanted is not None for wanted in chosen)
+    return asked.received or bool(asked.offsets) or bool(asked.own) or any(wanted is not None for wanted in chosen)
 
 
 def scratch_bytes(keys: int, *, kept: bool) -> int:

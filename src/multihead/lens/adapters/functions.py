@@ -73,9 +73,9 @@ def _unknown(run: Any, func: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
 
 
-def by_name(module: nn.Module | None) -> bool:
-    """Whether a module is an attention, as the name of its class says."""
-    return bool(_ATTENTION.search(type(module).__name__))
+def attends(module: nn.Module | None) -> bool:
+    """Whether a module is an attention: its class is called so, or it has timm's flag for the fused one."""
+    return bool(_ATTENTION.search(type(module).__name__)) or hasattr(module, "fused_attn")
 
 
 def written_out(run: Any, name: str, module: nn.Module | None) -> None:
