@@ -16,11 +16,12 @@ view: .venv/demo.stamp
 
 test: test-python test-viewer
 
-# The second run is without the shape checks of the first, which a compiler cannot see through.
-test-python: .venv/dev.stamp
+# The second run is without the shape checks of the first, which a compiler cannot see through. The third has timm.
+test-python: .venv/dev.stamp .venv/timm.stamp
 	$(BIN)/python -m pytest -n auto
 	$(BIN)/python -m pytest -n auto tests/as_users_run \
 		--override-ini addopts="--strict-markers --strict-config --import-mode=importlib -ra"
+	PYTHONPATH=$(CURDIR)/.venv/timm $(BIN)/python -m pytest tests/lens/test_timm.py
 
 # Node.js is needed to change the page, not to use it: without it, the page's own unit tests cannot run.
 test-viewer:
@@ -52,6 +53,13 @@ clean:
 .venv/dev.stamp: .venv/bin/python $(ASKED)
 	$(INSTALL) --editable ".[dev]"
 	touch $@ .venv/demo.stamp
+
+# timm needs torchvision, whose wheel links CUDA's libraries: beside a torch without CUDA it cannot be imported, and
+# transformers, once torchvision is installed, imports it for every model. So these are in a folder of their own.
+.venv/timm.stamp: .venv/dev.stamp
+	rm -rf .venv/timm
+	$(INSTALL) --no-deps --target .venv/timm pillow timm torchvision
+	touch $@
 
 viewer/node_modules/.stamp: viewer/package-lock.json
 	npm --prefix viewer ci --no-audit --no-fund
