@@ -339,18 +339,38 @@ def _highest_lane(typingctx, peaks):
     return types.float32(types.int64), codegen
 
 
+def _spread(builder, number, lanes):
+    """A number in every lane."""
+    one = builder.insert_element(ir.Constant(lanes, ir.Undefined), number, ir.IntType(32)(0))
+    everywhere = ir.Constant(ir.VectorType(ir.IntType(32), _GROUPS), [0] * _GROUPS)
+    return builder.shuffle_vector(one, ir.Constant(lanes, ir.Undefined), everywhere)
+
+
 @intrinsic
-def _lanes_with(typingctx, peaks, peak):
-    """Which groups have this peak: bit g stands for group g."""
+def _lanes_from(typingctx, scores, least):
+    """Which of so many scores are no less: bit g stands for the score g."""
 
     def codegen(context, builder, signature, values):
         lanes = _lanes(builder, values[0])
-        one = builder.insert_element(ir.Constant(lanes.type, ir.Undefined), values[1], ir.IntType(32)(0))
-        spread = ir.Constant(ir.VectorType(ir.IntType(32), _GROUPS), [0] * _GROUPS)
-        every = builder.shuffle_vector(one, ir.Constant(lanes.type, ir.Undefined), spread)
-        return builder.bitcast(builder.fcmp_ordered("==", lanes, every), ir.IntType(_GROUPS))
+        found = builder.fcmp_ordered(">=", lanes, _spread(builder, values[1], lanes.type))
+        return builder.bitcast(found, ir.IntType(_GROUPS))
 
     return types.uint64(types.int64, types.float32), codegen
+
+
+@intrinsic
+def _drop_lanes(typingctx, peaks, peak):
+    """How many groups have this peak; they lose it."""
+
+    def codegen(context, builder, signature, values):
+        lanes = _lanes(builder, values[0])
+        found = builder.fcmp_ordered("==", lanes, _spread(builder, values[1], lanes.type))
+        nothing = ir.Constant(lanes.type, [float("-inf")] * _GROUPS)
+        kept = builder.select(found, nothing, lanes)
+        builder.store(kept, builder.inttoptr(values[0], lanes.type.as_pointer()), align=4)
+        return builder.ctpop(builder.bitcast(found, ir.IntType(_GROUPS)))
+
+    return types.int64(types.int64, types.float32), codegen
 
 
 @intrinsic
@@ -374,36 +394,49 @@ def _group_peaks(scores, peaks):
 
 
 @njit
+def _least_of_top(peaks, peak, count):
+    """A score that at least ``count`` scores reach: the peak that so many groups reach. The peaks are used up."""
+    while peak > _NOTHING:
+        count -= _drop_lanes(peaks.ctypes.data, peak)
+        if count <= 0:
+            break
+        peak = _highest_lane(peaks.ctypes.data)
+    return peak
+
+
+@njit
+def _insert(score, key, top_scores, top_keys, filled):
+    """Put a score into the sorted list behind those that are no smaller; how many the list then holds."""
+    count = top_scores.size
+    if not score > top_scores[count - 1]:
+        return filled
+    place = min(filled, count - 1)
+    while place > 0 and top_scores[place - 1] < score:
+        top_scores[place], top_keys[place] = top_scores[place - 1], top_keys[place - 1]
+        place -= 1
+    top_scores[place], top_keys[place] = score, key
+    return min(filled + 1, count)
+
+
+@njit
 def _take_top(scores, first, peaks, peak, top_scores, top_keys, filled):
     """Merge the largest of these scores into the sorted list of the largest so far; ties go to the lower key.
 
-    ``peaks`` are the groups' peaks and ``peak`` the largest of them. Scores are taken out one by one, largest first,
-    and put back at the end; ``filled`` is how many the list holds, before and after.
+    ``peaks`` are the groups' peaks and ``peak`` the largest of them; ``filled`` is how many the list holds, before and
+    after. Few scores are more than the groups' peaks say the least of the largest can be.
     """
-    count, place = top_scores.size, 0
-    while peak > top_scores[count - 1]:
-        groups = _lanes_with(peaks.ctypes.data, peak)
-        # where several groups have it, the lowest key is found among all scores
-        j, step = (0, 1) if groups & (groups - np.uint64(1)) else (_lowest_bit(groups), _GROUPS)
-        while j < scores.size - step and scores[j] != peak:
-            j += step
-        while place < filled and top_scores[place] >= peak:
-            place += 1
-        for i in range(min(filled, count - 1), place, -1):
-            top_scores[i], top_keys[i] = top_scores[i - 1], top_keys[i - 1]
-        top_scores[place], top_keys[place] = peak, first + j
-        place += 1
-        filled = min(filled + 1, count)
-        scores[j] = _NOTHING
-        rest = _NOTHING
-        for i in range(j % _GROUPS, scores.size, _GROUPS):
-            rest = _larger(scores[i], rest)
-        peaks[j % _GROUPS] = rest
-        peak = _highest_lane(peaks.ctypes.data)
-    for i in range(filled):
-        j = top_keys[i] - first
-        if 0 <= j < scores.size:
-            scores[j] = top_scores[i]
+    count = top_scores.size
+    least = max(_least_of_top(peaks, peak, count), top_scores[count - 1])
+    whole = scores.size // _GROUPS * _GROUPS
+    for start in range(0, whole, _GROUPS):
+        found = _lanes_from(scores.ctypes.data + 4 * start, least)
+        while found:
+            j = start + _lowest_bit(found)
+            found &= found - np.uint64(1)
+            filled = _insert(scores[j], first + j, top_scores, top_keys, filled)
+    for j in range(whole, scores.size):
+        if scores[j] >= least:
+            filled = _insert(scores[j], first + j, top_scores, top_keys, filled)
     return filled
 
 
