@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from multihead import cli
+from multihead.cli import options, source, terminal
 from multihead.errors import SourceError
 from multihead.recording import load
 from multihead.version import __version__
@@ -73,7 +74,7 @@ def refused(result, tmp_path, *kept):
 
 @pytest.mark.demo
 def test_the_default_page(demo, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_piped", lambda: False)
+    monkeypatch.setattr("multihead.cli.source._piped", lambda: False)
     result = run("view", "--no-open")
     assert result.exit_code == 0, result.output
     assert result.stdout == "attention.html\n"
@@ -89,7 +90,7 @@ def test_the_default_page(demo, tmp_path, monkeypatch):
 
 @pytest.mark.demo
 def test_show_the_default(demo, monkeypatch):
-    monkeypatch.setattr(cli, "_piped", lambda: False)
+    monkeypatch.setattr("multihead.cli.source._piped", lambda: False)
     result = run("show")
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
@@ -237,7 +238,7 @@ def test_bad_arguments(tmp_path, command, arguments, says, saved):
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
     (tmp_path / "text.txt").write_bytes(b"\xef\xbb\xbfword\r\n")
-    assert cli.text_of(None, tmp_path / "text.txt") == "word\r\n"
+    assert source.text_of(None, tmp_path / "text.txt") == "word\r\n"
 
 
 def test_bytes_from_standard_input_that_are_no_text(tmp_path):
@@ -328,19 +329,19 @@ def test_a_bug_stays_a_traceback(saved, monkeypatch):
         return int("x")
 
     monkeypatch.setattr("multihead.view.opening.start", theirs)
-    monkeypatch.setattr(cli, "_raised_here", lambda error: False)
+    monkeypatch.setattr("multihead.cli.terminal.raised_here", lambda error: False)
     assert isinstance(run("view", saved).exception, ValueError)
 
 
 def test_whose_error_it_is():
     for call, ours in (
-        (lambda: cli.numbers_of("--layers", "x"), True),
+        (lambda: options.numbers_of("--layers", "x"), True),
         (lambda: int("x"), False),
         (lambda: torch.zeros(2).split(-1), False),
     ):
         with pytest.raises((ValueError, RuntimeError)) as caught:
             call()
-        assert cli._raised_here(caught.value) is ours
+        assert terminal.raised_here(caught.value) is ours
 
 
 def test_interrupt(saved, monkeypatch):
@@ -373,21 +374,21 @@ def test_help_teaches():
 
 
 def test_numbers():
-    assert cli.numbers_of("--layers", "0,2-5, 9") == [0, 2, 3, 4, 5, 9]
-    assert cli.heads_of("0,2-5") == [0, 2, 3, 4, 5]
-    assert cli.heads_of("2:1,5:9,2:3-4") == {2: [1, 3, 4], 5: [9]}
+    assert options.numbers_of("--layers", "0,2-5, 9") == [0, 2, 3, 4, 5, 9]
+    assert options.heads_of("0,2-5") == [0, 2, 3, 4, 5]
+    assert options.heads_of("2:1,5:9,2:3-4") == {2: [1, 3, 4], 5: [9]}
 
 
 def test_a_display(monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
-    assert not cli._has_display()
+    assert not terminal.has_display()
     monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")
-    assert cli._has_display()
+    assert terminal.has_display()
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
-    assert cli._has_display()
+    assert terminal.has_display()
     monkeypatch.setenv("SSH_CONNECTION", "1.2.3.4")
-    assert not cli._has_display()
+    assert not terminal.has_display()
 
 
 def command(*arguments, **options):

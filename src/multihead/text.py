@@ -22,6 +22,7 @@ from multihead.core import Statistics
 from multihead.errors import SourceError
 from multihead.lens import observe
 from multihead.recording import Recording
+from multihead.recording.maps import map_block
 from multihead.version import __version__
 
 __all__ = ["DEFAULT_SENTENCE", "DEFAULT_TOKEN", "TextModel", "load_model", "read"]
@@ -98,6 +99,7 @@ def read(
     queries: Sequence[int] | None = None,
     statistics: Statistics | None = None,
     truncate: bool = False,
+    maps: bool = False,
 ) -> Recording:
     """Run a model on a text and record its attention.
 
@@ -114,6 +116,8 @@ def read(
         queries: token positions whose rows to record; None: all.
         statistics: None: the light ones and the overview.
         truncate: whether to cut a text that is too long for the model.
+        maps: whether to record, of a text of more than 4096 tokens, the block maps from which a head's whole map is
+            drawn at once, in place of the overview.
 
     Raises:
         SourceError: the text is empty or too long, or a target is given to a model that has none.
@@ -129,7 +133,7 @@ def read(
         decoder_ids = _decoder_ids(inputs, model, target, truncate=truncate) if model.two_texts else None
         source_ids = inputs["input_ids"][0]
         longest = max(len(source_ids), 0 if decoder_ids is None else decoder_ids.shape[1])
-        asked = statistics or Statistics(blocks=(math.ceil(longest / _CELLS),) * 2)
+        asked = statistics or _asked(longest, maps=maps)
         extra = {} if decoder_ids is None else {"decoder_input_ids": decoder_ids}
         with observe(model.model, layers=layers, heads=heads, queries=queries, statistics=asked) as seen:
             model.model(**inputs, **extra)
@@ -139,6 +143,14 @@ def read(
     else:
         recording = seen.recording(tokens=shown_tokens(decoder_ids[0].tolist(), model.tokenizer), source=source)
     return replace(recording, provenance={**recording.provenance, **model.provenance})
+
+
+def _asked(longest: int, *, maps: bool) -> Statistics:
+    """The light statistics, and blocks for the overview or for maps."""
+    side = map_block(longest, longest) if maps else None
+    if side is not None:
+        return Statistics(blocks=(side, side), block_peaks=True)
+    return Statistics(blocks=(math.ceil(longest / _CELLS),) * 2)
 
 
 def shown_tokens(ids: Sequence[int], tokenizer: Any) -> list[str]:

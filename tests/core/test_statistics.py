@@ -33,6 +33,11 @@ def test_power_of_two_edges_cover_every_distance(queries, keys):
         ({"blocks": 64}, TypeError, r"blocks=64 is no pair of sizes: say blocks=\(64, 64\)"),
         ({"blocks": "64"}, TypeError, "blocks='64' is no pair of sizes"),
         ({"blocks": (2.5, 3)}, TypeError, r"blocks contains 2\.5, which is no whole number"),
+        (
+            {"block_peaks": True},
+            ValueError,
+            r"block_peaks=True without blocks: say how large a block is, for example blocks=\(64, 64\)\.$",
+        ),
         ({"offsets": (3, 3)}, ValueError, "are no bin edges: give at least two ascending distances"),
         ({"offsets": (3,)}, ValueError, "are no bin edges"),
         ({"offsets": 5}, TypeError, "offsets=5 are no bin edges"),

@@ -47,6 +47,7 @@ def definitions(call, statistics, dtype=torch.float64):
         ),
         "offset_edges": torch.tensor(edges),
         "blocks": folded.sum((3, 5)) / (block_cells(sizes.queries, height)[:, None] * block_cells(sizes.keys, width)),
+        "block_peaks": folded.amax((3, 5)),
         "block_size": torch.tensor(statistics.blocks),
         "row_queries": torch.tensor(statistics.rows),
         "column_keys": torch.tensor(statistics.columns),

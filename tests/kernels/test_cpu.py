@@ -73,14 +73,15 @@ def test_chosen_queries_are_a_cut_of_the_whole(queries, mask):
     torch.testing.assert_close(found.received, whole.rows.sum(2), atol=1e-5, rtol=1e-5)
 
 
-def test_the_same_bits_twice_and_with_any_number_of_threads():
+@pytest.mark.parametrize("block", [64, 200], ids=["jobs of whole blocks", "blocks of several jobs"])
+def test_the_same_bits_twice_and_with_any_number_of_threads(block):
     call = random_call(mask=masks.causal(), **LONG)
     before = torch.get_num_threads()
     answers = []
     try:
         for threads in (1, 2, 2, 3):
             torch.set_num_threads(threads)
-            output, found = cpu.measure(call, Statistics.every(), output=True)
+            output, found = cpu.measure(call, Statistics.every(block=block), output=True)
             answers.append({"output": output, **found.named()})
     finally:
         torch.set_num_threads(before)

@@ -1,10 +1,12 @@
 """Every statistic against its definition on the float64 weights."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 
+from multihead import masks
 from multihead.core import AXES, Measurements, Statistics, reference
 from multihead.kernels import chunked, cpu, measure, tiles
 from multihead.kernels.collectors import largest
@@ -43,7 +45,7 @@ def test_types(dtype, kernel):
     _, found = kernel.measure(call, EVERYTHING)
     exact, simple = definitions(call, EVERYTHING), definitions(call, EVERYTHING, found.lse.dtype)
     assert found.entropy.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    for name in ("lse", "entropy", "received", "rows", "blocks", "offsets"):
+    for name in ("lse", "entropy", "received", "rows", "blocks", "block_peaks", "offsets"):
         check(getattr(found, name), exact[name], simple[name], name)
 
 
@@ -74,6 +76,77 @@ def test_output_is_the_attention(kernel):
     call = random_call(mask=mask_examples()["tree"])
     output, _ = kernel.measure(call, Statistics(), output=True)
     check(output, reference(call).output, reference(call, torch.float32).output)
+
+
+@pytest.mark.parametrize("blocks", [(1, 1), (2, 3), (3, 5), (7, 2), (5, 50)], ids=str)
+@pytest.mark.parametrize("mask", ["none", "causal padding", "tree", "nothing"])
+def test_block_peaks_are_the_largest_of_the_very_weights(mask, blocks, kernel):
+    call = random_call(mask=mask_examples()[mask], **OPTIONS["all"])
+    asked = Statistics.only(blocks=blocks, block_peaks=True, rows=tuple(range(7)))
+    _, found = kernel.measure(call, asked)
+    expected = torch.zeros_like(found.block_peaks)
+    for (row, key), weights in zip(
+        itertools.product(range(7), range(11)), found.rows.flatten(2).unbind(-1), strict=True
+    ):
+        cell = expected[:, :, row // blocks[0], key // blocks[1]]
+        torch.maximum(cell, weights, out=cell)
+    assert torch.equal(found.block_peaks, expected)
+    assert found.block_peaks.shape == found.blocks.shape
+    assert found.block_peaks.dtype == found.blocks.dtype
+
+
+def test_one_strong_link_shows_in_the_peak_and_not_in_the_mean(kernel):
+    call = random_call(batch=1, heads=2, kv_heads=1, queries=150, keys=150, dim=16, scale=1e-3)
+    bias = torch.zeros(150, 150)
+    bias[70, 140] = 20.0
+    _, found = kernel.measure(replace(call, bias=bias), Statistics.only(blocks=(64, 64), block_peaks=True))
+    assert found.block_peaks.shape == (1, 2, 3, 3)
+    assert (found.block_peaks[:, :, 1, 2] > 0.99).all()
+    assert (found.blocks < 0.01).all()
+    others = found.block_peaks.flatten(2)[..., [0, 1, 2, 3, 4, 6, 7, 8]]
+    assert (others < 0.01).all()
+    assert (others > 0.006).all()
+
+
+def test_block_peaks_count_chosen_queries_off_in_their_order(kernel):
+    call = random_call(mask=masks.causal(), bias=True)
+    asked = Statistics.only(blocks=(2, 4), block_peaks=True)
+    _, found = kernel.measure(call, asked, queries=torch.tensor([6, 1, 4]))
+    weights = reference(call).weights[:, :, [6, 1, 4]]
+    down = (weights[:, :, :2].amax(2), weights[:, :, 2])
+    exact = torch.stack([torch.stack([row[..., at : at + 4].amax(-1) for at in (0, 4, 8)], -1) for row in down], 2)
+    check(found.block_peaks, exact, exact.float())
+
+
+def test_a_visible_nan_is_a_peak(kernel):
+    call = random_call(mask=masks.causal())
+    k = call.k.clone()
+    k[:, :, 9] = torch.nan
+    _, found = kernel.measure(replace(call, k=k), Statistics.only(blocks=(3, 3), block_peaks=True))
+    # the causal mask shows key 9 to the queries from 5 on, all of whose weights are then NaN
+    assert not found.block_peaks[:, :, 0].isnan().any()
+    assert found.block_peaks[:, :, 1:].isnan().all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda found, _: found.blocks,
+        lambda found, _: found.block_peaks.roll(1, -1),
+        lambda found, _: found.block_peaks.roll(1, -2),
+        lambda found, _: found.block_peaks.roll(1, 1),
+        lambda found, without_a_key: without_a_key.block_peaks,
+    ],
+    ids=["means", "shifted across", "shifted down", "another head's", "one key lost"],
+)
+def test_the_bar_rejects_wrong_block_peaks(wrong, kernel):
+    call = random_call(mask=masks.causal())
+    output, found = kernel.measure(call, EVERYTHING, output=True)
+    check_measured(call, EVERYTHING, output, found)
+    lost = masks.causal() & masks.padding(torch.arange(11).expand(2, 11) != 4)
+    _, without_a_key = kernel.measure(replace(call, mask=lost), EVERYTHING)
+    with pytest.raises(AssertionError, match="block_peaks: error"):
+        check_measured(call, EVERYTHING, output, replace(found, block_peaks=wrong(found, without_a_key)))
 
 
 def test_top_has_no_more_than_there_are_keys():

@@ -102,7 +102,7 @@ def test_grouped_heads_equal_repeated_heads(call):
 
 @given(calls(), st.integers(1, 200))
 def test_any_tiling_gives_the_same(call, size):
-    statistics = Statistics(top=3, received=True, offsets=True, blocks=(2, 3), sink=True)
+    statistics = Statistics(top=3, received=True, offsets=True, blocks=(2, 3), block_peaks=True, sink=True)
     out, whole = measure(call, statistics, output=True)
     original, tiles.TILE_SCORES = tiles.TILE_SCORES, size
     try:

@@ -63,6 +63,7 @@ class TestBytes:
             Statistics(lse=False, max_score=False, entropy=False, visible=False, top=3),
             Statistics(received=True, offsets=True),
             Statistics(offsets=(0, 2, 9), blocks=(3, 4), sink=True),
+            Statistics(blocks=(3, 4), block_peaks=True),
             Statistics.every(top=99, rows=(1, 2, 4), columns=(3, 5)),
         ],
     )
@@ -95,6 +96,9 @@ class TestBytes:
             Statistics(top=8, received=True),
             Statistics(offsets=True),
             Statistics(offsets=tuple(range(-1500, 1500))),
+            Statistics.only(blocks=(2, 3)),
+            Statistics.only(blocks=(2, 3), block_peaks=True),
+            Statistics.only(blocks=(200, 1), block_peaks=True),
             Statistics.every(),
         ],
     )
@@ -124,6 +128,9 @@ class TestBytes:
         assert what_to_leave_out({"lse": 5, "top": 2048}) == "Statistics(top=0) saves 2.0 KiB"
         assert what_to_leave_out({"lse": 5, "rows": 9}) == "Statistics(rows=None) saves 9 bytes"
         assert what_to_leave_out({"received": 7, "lse": 5}) == "Statistics(received=False) saves 7 bytes"
+        assert what_to_leave_out({"blocks": 20, "lse": 5}) == "Statistics(blocks=None) saves 20 bytes"
+        # blocks=None alone would be refused
+        assert what_to_leave_out({"blocks": 20, "block_peaks": 4}) == "Statistics(block_peaks=False) saves 4 bytes"
         assert in_bytes(5 << 40) == "5.0 TiB"
 
 

@@ -112,7 +112,7 @@ def difference(one: Recording, other: Recording) -> str | None:
 
 
 def _layer_difference(mine: Layer, theirs: Layer) -> str | None:
-    later = ("q", "k", "bias", "sinks", "statistics", "mask")
+    later = ("q", "k", "weights", "bias", "sinks", "statistics", "mask")
     for field in dataclasses.fields(Layer):
         if field.name not in later and getattr(mine, field.name) != getattr(theirs, field.name):
             return field.name

@@ -83,8 +83,8 @@ class TestWhatIsNoRecording:
         refused(tmp_path / "bare.safetensors", "a safetensors file of something else")
 
     def test_a_newer_one(self, whole):
-        path = forged(whole, lambda parts: parts.outer["__metadata__"].update(schema="2"))
-        refused(path, r"was written by a newer multihead \(schema 2; this one reads 1\): upgrade")
+        path = forged(whole, lambda parts: parts.outer["__metadata__"].update(schema="3"))
+        refused(path, r"was written by a newer multihead \(schema 3; this one reads 2\): upgrade")
 
     @pytest.mark.parametrize("schema", ["0", "-1", "", "one", "9" * 5000, "²"])
     def test_a_schema_that_never_was(self, whole, schema):

@@ -112,6 +112,10 @@ class TestWhatDoesNotFit:
                 {"measured": {"offsets": torch.zeros(2, 6, 3), "offset_edges": torch.zeros(3).long()}},
                 "3 distance bins need 4 edges, but there are 3",
             ),
+            (
+                {"measured": {"blocks": torch.zeros(2, 6, 3, 2), "block_peaks": torch.zeros(2, 6, 3, 4)}},
+                "statistics.block_peaks has shape .*query_block 3 and key_block 2",
+            ),
         ],
     )
     def test_in_a_layer(self, change, words):

@@ -8,7 +8,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-_DTYPES = {"f64": np.dtype("<f8"), "f32": np.dtype("<f4"), "i32": np.dtype("<i4"), "u8": np.dtype("u1")}
+_DTYPES = {
+    "f64": np.dtype("<f8"),
+    "f32": np.dtype("<f4"),
+    "i32": np.dtype("<i4"),
+    "u16": np.dtype("<u2"),
+    "u8": np.dtype("u1"),
+}
 
 
 class Elements(HTMLParser):
@@ -76,6 +82,11 @@ class Page:
     def weights(self, layer: dict) -> np.ndarray:
         """[H, Lq, Lk]."""
         heads, queries, _, keys = self.sizes(layer)
+        if layer["weights"] is not None:
+            assert [layer[name] for name in ("q", "k", "steps", "lse", "softcap", "bias", "mask")] == [None] * 7
+            weights = self.array(layer["weights"])
+            assert weights.shape == (heads, queries, keys)
+            return weights / 65535
         q, k = (self.array(layer[name]) for name in "qk")
         assert q.shape == (heads, q.shape[1], q.shape[2], queries)
         assert k.shape == (heads, q.shape[1], k.shape[2], keys)

@@ -5,7 +5,8 @@ import pytest
 from rich.console import Console
 
 from multihead.errors import RecordingError, SourceError
-from multihead.view.opening import is_mark, likely_token, start, telling_link
+from multihead.recording.words import is_mark
+from multihead.view.opening import likely_token, start, telling_link
 from multihead.view.terminal import bar, links_table, shaded, summary
 from tests.view.made import layer_of, made_call, recording_of
 

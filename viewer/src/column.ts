@@ -1,6 +1,7 @@
 // A text as a column of tokens that makes only the rows in sight, so that its length does not matter.
 
 import { h, set, tokenText } from "./dom";
+import { readerOf, type TextReader } from "./spelling";
 import { plain } from "./tokens";
 
 const SPARE = 6;
@@ -18,7 +19,8 @@ export class TokenColumn {
   onscroll: () => void = () => {};
   decorate: (token: number) => Decoration = () => ({ focused: false, muted: false, note: null, tint: "" });
   row = 22;
-  #tokens: readonly string[] = [];
+  #reader: TextReader = readerOf([]);
+  #marks = false;
   #made = new Map<number, HTMLElement>();
 
   constructor(readonly side: "query" | "key") {
@@ -29,15 +31,17 @@ export class TokenColumn {
     }, { passive: true });
   }
 
-  show(tokens: readonly string[], label: string, row: number): void {
+  show(tokens: readonly string[], label: string, row: number, marks: boolean): void {
     set(this.element, "aria-label", label);
-    if (tokens === this.#tokens && row === this.row) return;
-    this.#tokens = tokens;
+    const same = tokens === this.#reader.tokens && row === this.row;
+    if (same && marks === this.#marks) return;
+    this.#reader = readerOf(tokens);
+    this.#marks = marks;
     this.row = row;
     this.rows.style.height = `${tokens.length * row}px`;
     this.rows.replaceChildren();
     this.#made.clear();
-    this.element.scrollTop = 0;
+    if (!same) this.element.scrollTop = 0;
   }
 
   /** Makes the rows in sight and decorates all of them again. */
@@ -55,7 +59,7 @@ export class TokenColumn {
     const { scrollTop, clientHeight } = this.element;
     return {
       from: Math.max(0, Math.floor(scrollTop / this.row)),
-      to: Math.min(this.#tokens.length, Math.ceil((scrollTop + clientHeight) / this.row)),
+      to: Math.min(this.#reader.tokens.length, Math.ceil((scrollTop + clientHeight) / this.row)),
     };
   }
 
@@ -69,7 +73,7 @@ export class TokenColumn {
   #make(): void {
     const { from, to } = this.visible();
     const first = Math.max(0, from - SPARE);
-    const end = Math.min(this.#tokens.length, to + SPARE);
+    const end = Math.min(this.#reader.tokens.length, to + SPARE);
     for (const [token, row] of this.#made) {
       if (token < first || token >= end) {
         row.remove();
@@ -79,8 +83,8 @@ export class TokenColumn {
     for (let token = first; token < end; token++) {
       if (this.#made.has(token)) continue;
       const row = h("div", { class: "token", role: "option", id: `${this.side}-${token}`, "data-token": token, "data-side": this.side });
-      row.append(h("span", { class: "position", "aria-hidden": true }, String(token)), tokenText(this.#tokens[token]!), h("span", { class: "note" }));
-      row.title = `${plain(this.#tokens[token]!)}  (${token})`;
+      row.append(h("span", { class: "position", "aria-hidden": true }, String(token)), tokenText(this.#reader.pieces(token, this.#marks)), h("span", { class: "note" }));
+      row.title = `${plain(this.#reader.tokens[token]!)}  (${token})`;
       row.style.transform = `translateY(${token * this.row}px)`;
       this.#made.set(token, row);
       this.rows.append(row);

@@ -5,7 +5,7 @@ export class PageError extends Error {
   override name = "PageError";
 }
 
-const ELEMENTS = { f64: Float64Array, f32: Float32Array, i32: Int32Array, u8: Uint8Array } as const;
+const ELEMENTS = { f64: Float64Array, f32: Float32Array, i32: Int32Array, u16: Uint16Array, u8: Uint8Array } as const;
 type Dtype = keyof typeof ELEMENTS;
 export type ArrayOf<T extends Dtype> = InstanceType<(typeof ELEMENTS)[T]>;
 

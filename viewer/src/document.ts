@@ -3,6 +3,7 @@
 import type { Planes } from "./codec";
 import { arrayAt, PageError } from "./data";
 import { compileMask, type Mask } from "./masks";
+import { readTraits, type Traits } from "./traits";
 
 export interface Text {
   readonly name: string;
@@ -22,10 +23,10 @@ export interface Layer {
   readonly queries: readonly number[] | null;
   readonly queryCount: number;
   readonly keyCount: number;
-  readonly q: Planes;
-  readonly k: Planes;
-  readonly steps: Float64Array;
-  readonly lse: Float64Array;
+  /** What weights are computed from; null where they come from elsewhere. */
+  readonly qk: Factors | null;
+  /** [heads, queryCount, keyCount], in 65535ths: weights that were given, with no queries and keys to compute them from. */
+  readonly weights: Uint16Array | null;
   readonly softcap: number | null;
   readonly bias: { readonly values: Float32Array; readonly heads: number } | null;
   readonly mask: Mask | null;
@@ -33,6 +34,26 @@ export interface Layer {
   readonly entropy: Float32Array | null;
   readonly overview: { readonly values: Uint8Array; readonly rows: number; readonly columns: number };
   readonly overviewPeak: Float32Array;
+  readonly blocks: BlockMaps | null;
+  readonly traits: Traits | null;
+}
+
+export interface Factors {
+  readonly q: Planes;
+  readonly k: Planes;
+  readonly steps: Float64Array;
+  readonly lse: Float64Array;
+}
+
+/** Of each square block of weights, as round(255 √·): the share of a query's attention that its keys get, and the largest weight. */
+export interface BlockMaps {
+  /** Tokens a side, a power of two. */
+  readonly side: number;
+  readonly rows: number;
+  readonly columns: number;
+  /** [heads, rows, columns] each. */
+  readonly mean: Uint8Array;
+  readonly max: Uint8Array;
 }
 
 export interface Start {
@@ -46,6 +67,8 @@ export interface Page {
   readonly title: string;
   readonly provenance: Readonly<Record<string, string>>;
   readonly accuracy: number;
+  /** Where numbers come from: the page itself, or the server that sent it. */
+  readonly source: "page" | "server";
   readonly texts: readonly Text[];
   readonly start: Start;
   readonly layers: readonly Layer[];
@@ -124,9 +147,6 @@ function readLayer(value: unknown, position: number, texts: readonly Text[], buf
   const queryOffset = (layer["query_offset"] ?? 0) as number;
   need(queryOffset, Number.isSafeInteger as (v: unknown) => v is number, `${what}.query_offset`, "a whole number");
   const H = heads.length;
-  const q = planes(buffer, layer["q"], `${what}.q`, H, queryCount);
-  const k = planes(buffer, layer["k"], `${what}.k`, H, keyCount);
-  if (q.dims !== k.dims) throw new PageError(`${what}.q has ${q.dims} dimensions a head and ${what}.k has ${k.dims}: they must be equal.`);
   const perQuery = (name: string) =>
     optional(layer[name], (reference) => arrayAt(buffer, reference, `${what}.${name}`, "f32", [H, queryCount]).values);
   const overview = arrayAt(buffer, layer["overview"], `${what}.overview`, "u8", [H, null, null]);
@@ -134,17 +154,39 @@ function readLayer(value: unknown, position: number, texts: readonly Text[], buf
     position,
     index: need(layer["index"], isCount, `${what}.index`, "a layer number"),
     name: need(layer["name"], isText, `${what}.name`, "text"),
-    heads, queryText, keyText, queries, queryCount, keyCount, q, k,
-    steps: arrayAt(buffer, layer["steps"], `${what}.steps`, "f64", [H, q.dims]).values,
-    lse: arrayAt(buffer, layer["lse"], `${what}.lse`, "f64", [H, queryCount]).values,
+    heads, queryText, keyText, queries, queryCount, keyCount,
+    qk: optional(layer["q"], () => readFactors(layer, what, buffer, H, queryCount, keyCount)),
+    weights: optional(layer["weights"], (reference) => arrayAt(buffer, reference, `${what}.weights`, "u16", [H, queryCount, keyCount]).values),
     softcap: optional(layer["softcap"], (c) => need(c, (n): n is number => typeof n === "number" && n > 0, `${what}.softcap`, "null or a number above 0")),
     bias: optional(layer["bias"], (reference) => readBias(buffer, reference, `${what}.bias`, H, queryCount, keyCount)),
     mask: optional(layer["mask"], (mask) => compileMask(mask, buffer, { heads: H, queries: wholeQueries, keys: keyCount, queryOffset }, `${what}.mask`)),
     sink: perQuery("sink"),
     entropy: perQuery("entropy"),
     overview: { values: overview.values, rows: overview.shape[1]!, columns: overview.shape[2]! },
+    traits: readTraits(layer["traits"], `${what}.traits`, H),
     overviewPeak: arrayAt(buffer, layer["overview_peak"], `${what}.overview_peak`, "f32", [H]).values,
+    blocks: optional(layer["blocks"], (blocks) => readBlocks(blocks, `${what}.blocks`, buffer, H, queryCount, keyCount)),
   };
+}
+
+function readFactors(layer: Json, what: string, buffer: ArrayBuffer, heads: number, queries: number, keys: number): Factors {
+  const q = planes(buffer, layer["q"], `${what}.q`, heads, queries);
+  const k = planes(buffer, layer["k"], `${what}.k`, heads, keys);
+  if (q.dims !== k.dims) throw new PageError(`${what}.q has ${q.dims} dimensions a head and ${what}.k has ${k.dims}: they must be equal.`);
+  return {
+    q, k,
+    steps: arrayAt(buffer, layer["steps"], `${what}.steps`, "f64", [heads, q.dims]).values,
+    lse: arrayAt(buffer, layer["lse"], `${what}.lse`, "f64", [heads, queries]).values,
+  };
+}
+
+function readBlocks(value: unknown, what: string, buffer: ArrayBuffer, heads: number, queries: number, keys: number): BlockMaps {
+  const blocks = need(value, isObject, what, "an object");
+  const isPower = (side: unknown): side is number => isCount(side) && side > 0 && Number.isInteger(Math.log2(side));
+  const side = need(blocks["side"], isPower, `${what}.side`, "a power of two");
+  const [rows, columns] = [Math.ceil(queries / side), Math.ceil(keys / side)];
+  const cells = (name: string) => arrayAt(buffer, blocks[name], `${what}.${name}`, "u8", [heads, rows, columns]).values;
+  return { side, rows, columns, mean: cells("mean"), max: cells("max") };
 }
 
 function readBias(buffer: ArrayBuffer, reference: unknown, what: string, heads: number, queries: number, keys: number) {
@@ -152,6 +194,13 @@ function readBias(buffer: ArrayBuffer, reference: unknown, what: string, heads: 
   const found = shape[0]!;
   if (found !== 1 && found !== heads) throw new PageError(`${what} has ${found} heads, expected 1 or ${heads}.`);
   return { values, heads: found };
+}
+
+function readSource(value: unknown): "page" | "server" {
+  if (value === null || value === undefined) return "page";
+  const kind = need(value, isObject, "source", "null or an object")["kind"];
+  if (kind !== "server") throw new PageError(`source.kind is ${JSON.stringify(kind ?? null)}, which this page's viewer does not know.`);
+  return kind;
 }
 
 export function readPage(document: Json, buffer: ArrayBuffer): Page {
@@ -165,6 +214,7 @@ export function readPage(document: Json, buffer: ArrayBuffer): Page {
     title: need(document["title"], isText, "title", "text"),
     provenance: Object.fromEntries(Object.entries(provenance).map(([key, value]) => [key, String(value)])),
     accuracy: typeof document["accuracy"] === "number" ? document["accuracy"] : NaN,
+    source: readSource(document["source"]),
     texts,
     layers,
     start: isObject(document["start"]) ? (document["start"] as Start) : {},

@@ -1,6 +1,6 @@
 // Elements from code. Tokens only ever enter the page as text nodes.
 
-import { display, shorten } from "./tokens";
+import { shorten, type Piece } from "./tokens";
 
 type Child = Node | string | null | false | undefined;
 type Props = Record<string, string | number | boolean | null | undefined | ((event: never) => void)>;
@@ -26,9 +26,12 @@ export function set(element: Element, name: string, value: string | number | boo
 }
 
 /** A token, isolated so that right-to-left text and overrides stay inside it. */
-export function tokenText(token: string, longest = Infinity): HTMLElement {
-  const pieces = shorten(display(token), longest);
-  return h("bdi", { class: "token-text" }, ...pieces.map((piece) => (piece.mark ? h("i", { class: "mark" }, piece.text) : piece.text)));
+export function tokenText(pieces: readonly Piece[], longest = Infinity): HTMLElement {
+  return h("bdi", { class: "token-text" }, ...nodesOf(shorten(pieces, longest)));
+}
+
+export function nodesOf(pieces: readonly Piece[]): (Node | string)[] {
+  return pieces.map((piece) => (piece.mark ? h("i", { class: "mark" }, piece.text) : piece.text));
 }
 
 export function replace(element: Element, ...children: Child[]): void {

@@ -2,6 +2,7 @@
 
 import type { Page, Start } from "./document";
 import type { State } from "./state";
+import { isSort } from "./traits";
 
 function layerKey(page: Page, position: number): string {
   const { index } = page.layers[position]!;
@@ -14,7 +15,15 @@ export function toHash(page: Page, state: State): string {
   parts.set("token", state.token === null ? "none" : String(state.token));
   parts.set("view", state.view);
   parts.set("direction", state.direction);
-  return `#${parts.toString().replace("%40", "@")}`;
+  if (state.sort !== "") parts.set("sort", state.sort);
+  if (state.marks) parts.set("marks", "1");
+  if (state.view === "map") {
+    parts.set("scale", state.scale);
+    parts.set("cells", state.pooling);
+    if (state.key !== null) parts.set("key", String(state.key));
+    if (state.at !== "") parts.set("at", state.at);
+  }
+  return `#${parts.toString().replaceAll("%40", "@").replaceAll("%2C", ",")}`;
 }
 
 const whole = (text: string | null): number | undefined => (text !== null && /^\d+$/.test(text) ? Number(text) : undefined);
@@ -33,9 +42,20 @@ export function fromHash(page: Page, hash: string): Partial<State> {
   const token = parts.get("token") === "none" ? null : whole(parts.get("token"));
   if (token !== undefined) found.token = token;
   const view = parts.get("view");
-  if (view === "lines" || view === "text") found.view = view;
+  if (view === "lines" || view === "text" || view === "map") found.view = view;
   const direction = parts.get("direction");
   if (direction === "out" || direction === "in") found.direction = direction;
+  const sort = parts.get("sort");
+  if (isSort(sort)) found.sort = sort;
+  if (parts.has("marks")) found.marks = parts.get("marks") === "1";
+  const scale = parts.get("scale");
+  if (scale === "linear" || scale === "log" || scale === "rank") found.scale = scale;
+  const pooling = parts.get("cells");
+  if (pooling === "mean" || pooling === "max") found.pooling = pooling;
+  const key = whole(parts.get("key"));
+  if (key !== undefined) found.key = key;
+  const at = parts.get("at");
+  if (at !== null && /^-?\d+(\.\d+)?(,-?\d+(\.\d+)?){2}$/.test(at)) found.at = at;
   return found;
 }
 

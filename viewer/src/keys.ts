@@ -2,7 +2,7 @@
 
 import { h } from "./dom";
 import type { Search } from "./search";
-import type { Store } from "./state";
+import type { Store, View } from "./state";
 
 const KEYS: readonly (readonly [string, string])[] = [
   ["← →", "the token before, the token after (Shift: ten at a time)"],
@@ -13,13 +13,17 @@ const KEYS: readonly (readonly [string, string])[] = [
   ["0 … 9", "head 0 … 9 on or off (Shift: 10 … 19)"],
   ["a", "all heads, and back"],
   ["d", "turn round: what it looks at, what looks at it"],
-  ["v", "lines or text"],
+  ["v", "lines, text or map"],
+  ["m", "tokens as text, or with their tokenizer's marks"],
   ["/", "find a token by its spelling or position"],
   ["t", "light or dark"],
   ["arrows", "on the maps: choose layer and head (Shift adds, Space switches one)"],
+  ["+ - 0", "on the map: nearer, farther, the whole; arrows move the chosen pair"],
   ["Esc", "close; let go of the token"],
   ["?", "this help"],
 ];
+
+const VIEWS: readonly View[] = ["lines", "text", "map"];
 
 export function helpDialog(): HTMLDialogElement {
   const close = h("button", { type: "button", class: "close", "aria-label": "close", onclick: () => dialog.close() }, "✕");
@@ -67,7 +71,8 @@ function act(event: KeyboardEvent, { store, search, help, turnTheme }: Actions):
     l: () => moveHead(store, 1),
     a: () => store.toggleAll(),
     d: () => store.update({ direction: store.state.direction === "out" ? "in" : "out" }),
-    v: () => store.update({ view: store.state.view === "lines" ? "text" : "lines" }),
+    v: () => store.update({ view: VIEWS[(VIEWS.indexOf(store.state.view) + 1) % VIEWS.length]! }),
+    m: () => store.update({ marks: !store.state.marks }),
     t: turnTheme,
     "/": () => search.input.focus(),
     "?": () => help.showModal(),

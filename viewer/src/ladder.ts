@@ -107,7 +107,7 @@ export class Ladder {
     const crossed = layer.queryText !== layer.keyText;
     replace(this.#titles.query, crossed ? `${texts[0].name} looks` : "each token looks …");
     replace(this.#titles.key, crossed ? `at ${texts[1].name}` : "… at these", this.#numbers(state));
-    if (!before || before.layer !== state.layer || before.view !== state.view) this.#size();
+    if (!before || before.layer !== state.layer || before.view !== state.view || before.marks !== state.marks) this.#size();
     const focus = focusOf(state);
     this.#focus = focus;
     this.#spreads = focus ? state.heads.map((head) => spread(this.store, state.layer, head, focus)) : [];
@@ -142,8 +142,8 @@ export class Ladder {
     const row = count > FITTED ? least + 4 : Math.min(Math.max(Math.floor(room / count), least), most);
     this.element.style.setProperty("--row", `${row}px`);
     this.element.style.setProperty("--height", `${count > FITTED ? Math.min(room, count * row) : count * row}px`);
-    this.#query.show(query.tokens, `queries: ${query.name}`, row);
-    this.#key.show(key.tokens, `keys: ${key.name}`, row);
+    this.#query.show(query.tokens, `queries: ${query.name}`, row, this.store.state.marks);
+    this.#key.show(key.tokens, `keys: ${key.name}`, row, this.store.state.marks);
   }
 
   #findHeaviest(): void {

@@ -3,6 +3,7 @@
 import { headColour } from "./colours";
 import { h, replace, tokenText } from "./dom";
 import { groupByToken } from "./relations";
+import { piecesOf } from "./spelling";
 import { focusOf, layerLabel, tokenAt, type Focus, type State, type Store } from "./state";
 import { positionOf, reads, spread, strongest, type Partner } from "./targets";
 import { formatWeight, isSpecial, plain } from "./tokens";
@@ -39,7 +40,7 @@ export class Lede {
 
   #update(state: State): void {
     const focus = focusOf(state);
-    const about = JSON.stringify([focus, state.layer, state.heads, state.dark]);
+    const about = JSON.stringify([focus, state.layer, state.heads, state.dark, state.marks, state.arrived]);
     if (about === this.#about) return;
     this.#about = about;
     replace(this.#main, ...this.#sentence(state, focus));
@@ -48,7 +49,7 @@ export class Lede {
 
   #word(text: number, token: number): HTMLElement {
     const whole = tokenAt(this.store.page, text, token);
-    return h("b", { class: "word", title: plain(whole) }, tokenText(whole, LONGEST));
+    return h("b", { class: "word", title: plain(whole) }, tokenText(piecesOf(this.store, text, token), LONGEST));
   }
 
   #sentence(state: State, focus: Focus | null): (Node | string)[] {
@@ -58,6 +59,7 @@ export class Lede {
     const word = this.#word(focus.text, focus.token);
     if (!reads(layer, focus)) return ["In ", where, ", ", word, " is not read."];
     if (state.heads.length === 0) return ["Choose a head to see where it looks."];
+    if (state.heads.some((head) => spread(this.store, state.layer, head, focus).pending)) return ["Asking what ", word, " has to do with the others …"];
     const found = state.heads.map((head) => this.#best(state, head, focus)).filter((one) => one !== null).sort((a, b) => b.weight - a.weight);
     if (found.length === 0) {
       const unrecorded = focus.direction === "out" && this.store.weights[state.layer]!.recordedRow(focus.token) === null;

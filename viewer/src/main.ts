@@ -2,15 +2,18 @@
 
 import { inflate, PageError } from "./data";
 import { parseDocument, readPage, type Page } from "./document";
-import { h } from "./dom";
+import { h, replace, set } from "./dom";
 import { fromHash, fromStart, toHash } from "./hash";
 import { helpDialog, listenForKeys } from "./keys";
 import { Ladder } from "./ladder";
 import { Lede } from "./lede";
+import { MapView } from "./map/mapview";
+import { RemoteSupply, WorkerSupply, type Ask, type Supply } from "./map/supply";
 import { Overview } from "./overview";
 import { footer, header, pointed } from "./surround";
 import { Panel } from "./panel";
 import { Relations } from "./relations";
+import { askServer, Remote } from "./remote";
 import { Search } from "./search";
 import { focusOf, Store, type State } from "./state";
 import { findPartners } from "./targets";
@@ -21,21 +24,39 @@ import { Console } from "./console";
 
 const HOVER_REST_MS = 90;
 
+/** What makes a step that the back button takes back; where the map stands is kept, but is no step. */
+const STEPS: readonly (keyof State)[] = ["layer", "heads", "text", "token", "key", "direction", "view", "scale", "pooling", "sort"];
+
+/** The address follows the choices, and the choices follow the address: back and forward are undo and redo. */
 function keepHash(store: Store): void {
   let timer: ReturnType<typeof setTimeout> | undefined;
+  let step = false;
   let written = location.hash;
+  const write = () => {
+    const now = toHash(store.page, store.state);
+    if (now === written) return;
+    // Some browsers refuse this when it is called often, and in pages that have no address.
+    try {
+      if (step) history.pushState(null, "", now);
+      else history.replaceState(null, "", now);
+      written = now;
+    } catch { /* the page works without it */ }
+    step = false;
+  };
   store.subscribe((state, before) => {
     if (!before) return;
+    step ||= STEPS.some((name) => state[name] !== before[name]);
     clearTimeout(timer);
-    // Some browsers refuse replaceState when called often, and in pages that have no address.
-    timer = setTimeout(() => {
-      try {
-        written = toHash(store.page, state);
-        history.replaceState(null, "", written);
-      } catch { /* the page works without it */ }
-    }, 300);
+    timer = setTimeout(write, 300);
   });
-  addEventListener("hashchange", () => { if (location.hash !== written) store.update(fromHash(store.page, location.hash)); });
+  addEventListener("popstate", () => {
+    if (location.hash === written) return;
+    written = location.hash;
+    clearTimeout(timer);
+    store.update({ key: null, at: "", sort: "", ...fromHash(store.page, location.hash), hover: null });
+    clearTimeout(timer);
+    step = false;
+  });
 }
 
 /** Asks for every head's strongest partner when the focus comes to rest. */
@@ -56,15 +77,28 @@ function followFocus(store: Store, show: (partners: Parameters<Relations["show"]
   });
 }
 
-function build(page: Page, root: HTMLElement): Store {
+function build(page: Page, root: HTMLElement, supply: () => Supply, ask: Ask | null): Store {
   const theme = new Theme(root);
   const asked: Partial<State> = { ...fromStart(page, page.start), ...fromHash(page, location.hash), dark: theme.dark };
   const store = new Store(page, asked);
   theme.onchange = (dark) => store.update({ dark });
+  const notice = h("p", { class: "notice", role: "alert", hidden: true });
+  if (ask) {
+    store.remote = new Remote(page, ask);
+    store.remote.onarrive = () => {
+      set(notice, "hidden", true);
+      store.update({ arrived: store.state.arrived + 1 });
+    };
+    store.remote.onfail = (error) => {
+      replace(notice, error instanceof Error ? error.message : String(error));
+      set(notice, "hidden", null);
+    };
+  }
   const lede = new Lede(store);
   const toolbar = new Toolbar(store);
   const ladder = new Ladder(store);
   const text = new TextView(store);
+  const map = new MapView(store, supply);
   const panel = new Panel(store);
   const overview = new Overview(store);
   const relations = new Relations(store);
@@ -89,12 +123,14 @@ function build(page: Page, root: HTMLElement): Store {
     overview.echo(those);
     ladder.ghost(those);
   };
+  const main = h("main", {}, lede.element,
+    h("section", { class: "stage", "aria-label": "One layer over the text" }, toolbar.element, ladder.element, text.element, map.element),
+    panel.element,
+    h("section", { class: "atlas", "aria-label": "All layers and heads" }, h("h2", {}, "All layers and heads"), overview.sorting.element, overview.element, caption, relations.element));
+  store.subscribe((state) => { main.dataset["view"] = state.view; });
   root.replaceChildren(
-    header(page, search, () => theme.turn(), () => help.showModal()),
-    h("main", {}, lede.element,
-      h("section", { class: "stage", "aria-label": "One layer over the text" }, toolbar.element, ladder.element, text.element),
-      panel.element,
-      h("section", { class: "atlas", "aria-label": "All layers and heads" }, h("h2", {}, "All layers and heads"), overview.element, caption, relations.element)),
+    header(page, search, () => theme.turn(), () => help.showModal()), notice,
+    main,
     footer(page), help);
   listenForKeys({ store, search, help, turnTheme: () => theme.turn() });
   keepHash(store);
@@ -114,14 +150,17 @@ const painted = (): Promise<void> => new Promise((resolve) => requestAnimationFr
 async function open(api: Console): Promise<void> {
   const root = document.getElementById("multihead") ?? document.body.appendChild(h("div", { id: "multihead" }));
   try {
-    const json = parseDocument(document.getElementById("multihead-document")?.textContent ?? "");
+    const source = document.getElementById("multihead-document")?.textContent ?? "";
+    const json = parseDocument(source);
     const block = document.getElementById("multihead-data");
-    const buffer = await inflate(block?.textContent ?? "");
+    const buffer = block ? await inflate(block.textContent) : new ArrayBuffer(0);
     // The text of the data is no longer needed, and it is the largest thing on the page.
     block?.replaceChildren();
     const page = readPage(json, buffer);
+    const ask = page.source === "server" ? askServer(new URL(".", location.href).href) : null;
+    const supply = ask ? () => new RemoteSupply(page, ask) : () => new WorkerSupply(WORKER_SCRIPT, source, buffer);
     api.document = json;
-    api.store = build(page, root);
+    api.store = build(page, root, supply, ask);
   } catch (error) {
     complain(root, error);
     throw error;

@@ -1,77 +1,18 @@
-// All layers and heads as small maps, one cell each, rows layers, columns heads.
+// All layers and heads as small maps, one cell each: rows layers, columns heads; or in the order of a number.
 
-import { headColour, rgb } from "./colours";
+import { headColour } from "./colours";
 import type { Layer } from "./document";
-import { h, set } from "./dom";
+import { h, replace, set } from "./dom";
+import { Sorting } from "./sorting";
 import { layerLabel, type State, type Store } from "./state";
+import { MapStrip } from "./strips";
+import { formatTrait, KINDS, ranked, TRAITS, traitOf, type Ranked, type Trait } from "./traits";
 
-const LARGEST = 96;
-/** Room around a map, as a share of its cell; style.css draws the frame at the same place. */
-const MARGIN = 0.04;
-const PITCH = { roomy: 40, dense: 16 };
-
-/** Shrinks a map to at most LARGEST cells a side, by the mean. */
-function shrink(layer: Layer, place: number): { values: Uint8Array; rows: number; columns: number } {
-  const { values, rows, columns } = layer.overview;
-  const map = values.subarray(place * rows * columns, (place + 1) * rows * columns);
-  const R = Math.min(rows, LARGEST);
-  const C = Math.min(columns, LARGEST);
-  if (R === rows && C === columns) return { values: map, rows, columns };
-  const sum = new Float64Array(R * C);
-  const count = new Float64Array(R * C);
-  for (let row = 0; row < rows; row++) {
-    for (let column = 0; column < columns; column++) {
-      const to = Math.floor((row * R) / rows) * C + Math.floor((column * C) / columns);
-      sum[to]! += map[row * columns + column]!;
-      count[to]! += 1;
-    }
-  }
-  return { values: Uint8Array.from(sum, (total, i) => total / count[i]!), rows: R, columns: C };
-}
-
-/** Draws maps into their places in a layer's strip: one canvas a layer, since a thousand canvases are slow to show. */
-class Strip {
-  readonly canvas = h("canvas", { "aria-hidden": true });
-  readonly #map = document.createElement("canvas");
-  #pitch = 0;
-
-  constructor(readonly layer: Layer, readonly columns: number) {}
-
-  size(pitch: number): void {
-    this.#pitch = pitch;
-    this.canvas.width = pitch * this.columns;
-    this.canvas.height = pitch;
-  }
-
-  paint(place: number, column: number, colour: string): void {
-    const { values, rows, columns } = shrink(this.layer, place);
-    const context = this.canvas.getContext("2d");
-    const source = this.#map.getContext("2d");
-    if (!context || !source || rows * columns === 0) return;
-    const image = source.createImageData(columns, rows);
-    const [red, green, blue] = rgb(colour);
-    for (let i = 0; i < values.length; i++) {
-      image.data[4 * i] = red;
-      image.data[4 * i + 1] = green;
-      image.data[4 * i + 2] = blue;
-      image.data[4 * i + 3] = values[i]!;
-    }
-    this.#map.width = columns;
-    this.#map.height = rows;
-    source.putImageData(image, 0, 0);
-    const margin = Math.round(this.#pitch * MARGIN);
-    const side = this.#pitch - 2 * margin;
-    const left = column * this.#pitch + margin;
-    context.imageSmoothingEnabled = Math.max(rows, columns) > 24;
-    context.imageSmoothingQuality = "high";
-    context.clearRect(left, margin, side, side);
-    context.drawImage(this.#map, left, margin, side, side);
-  }
-}
+const PITCH = { roomy: 40, dense: 16, sorted: 48 };
 
 interface Cell {
   readonly element: HTMLElement;
-  readonly strip: Strip;
+  readonly strip: MapStrip;
   readonly column: number;
   readonly layer: Layer;
   readonly head: number;
@@ -81,28 +22,26 @@ interface Cell {
 
 export class Overview {
   readonly element = h("div", { class: "overview", role: "grid", "aria-label": "All layers and heads" });
+  readonly sorting: Sorting;
   onpoint: (layer: number, head: number | null) => void = () => {};
+  /** By layer and head, in the order in which they stand. */
   readonly #cells = new Map<string, Cell>();
+  /** Head numbers where rows are layers. */
   readonly #columns: number[];
+  /** Maps in a row where they stand in another order; 0 where they do not. */
+  #across = 0;
 
   constructor(readonly store: Store) {
-    const { page } = store;
-    this.#columns = [...new Set(page.layers.flatMap((layer) => layer.heads))].sort((a, b) => a - b);
-    this.element.classList.toggle("dense", this.#columns.length > 16);
-    this.element.style.setProperty("--columns", String(this.#columns.length));
-    const numbers = this.#columns.map((head) => h("div", { role: "columnheader", class: "axis", "aria-label": `head ${head}` }, String(head)));
-    this.element.append(h("div", { role: "row", class: "row" }, h("div", { role: "columnheader", class: "axis corner", "aria-label": "layer" }), ...numbers));
-    page.layers.forEach((layer, i) => {
-      const kind = this.#kind(layer);
-      if (kind && (i === 0 || kind !== this.#kind(page.layers[i - 1]!))) this.element.append(h("div", { class: "kind", role: "presentation" }, kind));
-      this.element.append(this.#row(layer));
-    });
+    this.sorting = new Sorting(store);
+    this.sorting.onpoint = (heads) => this.echo(heads);
+    this.#columns = [...new Set(store.page.layers.flatMap((layer) => layer.heads))].sort((a, b) => a - b);
     this.element.addEventListener("click", (event) => this.#click(event));
     this.element.addEventListener("keydown", (event) => this.#key(event));
     this.element.addEventListener("pointerover", (event) => this.#point(event.target));
     this.element.addEventListener("focusin", (event) => this.#point(event.target));
     this.element.addEventListener("pointerleave", () => this.onpoint(0, null));
     this.element.addEventListener("focusout", () => this.onpoint(0, null));
+    new ResizeObserver(() => { if (this.#across > 0 && this.#across !== this.#fitting()) this.#rebuild(); }).observe(this.element);
     store.subscribe((state, before) => this.#update(state, before));
   }
 
@@ -119,27 +58,97 @@ export class Overview {
     return `${texts[layer.queryText]!.name} → ${texts[layer.keyText]!.name}`;
   }
 
+  /** Puts all maps in their places, unpainted. */
+  #lay(): void {
+    const trait = traitOf(this.store.state.sort);
+    this.#cells.clear();
+    this.#across = trait === null ? 0 : this.#fitting();
+    this.element.classList.toggle("sorted", trait !== null);
+    this.element.classList.toggle("dense", trait === null && this.#columns.length > 16);
+    this.element.style.setProperty("--columns", String(trait === null ? this.#columns.length : this.#across));
+    replace(this.element, ...(trait === null ? this.#layers() : this.#flow(trait)));
+  }
+
+  #layers(): HTMLElement[] {
+    const { layers } = this.store.page;
+    const numbers = this.#columns.map((head) => h("div", { role: "columnheader", class: "axis", "aria-label": `head ${head}` }, String(head)));
+    const rows: HTMLElement[] = [h("div", { role: "row", class: "row" }, h("div", { role: "columnheader", class: "axis corner", "aria-label": "layer" }), ...numbers)];
+    layers.forEach((layer, i) => {
+      const kind = this.#kind(layer);
+      if (kind && (i === 0 || kind !== this.#kind(layers[i - 1]!))) rows.push(h("div", { class: "kind", role: "presentation" }, kind));
+      rows.push(this.#row(layer));
+    });
+    return rows;
+  }
+
   #row(layer: Layer): HTMLElement {
     const label = layerLabel(this.store.page, layer);
-    const strip = new Strip(layer, this.#columns.length);
-    strip.size(Math.round((this.#columns.length > 16 ? PITCH.dense : PITCH.roomy) * (window.devicePixelRatio || 1)));
+    const strip = new MapStrip(this.#columns.length, this.#columns.length > 16 ? PITCH.dense : PITCH.roomy);
     const cells = this.#columns.map((head, column) => {
       const place = layer.heads.indexOf(head);
       if (place < 0) return h("div", { role: "gridcell", class: "absent", "aria-label": `layer ${label} head ${head}: not recorded` });
-      const element = h("div", {
-        role: "gridcell", class: "cell", tabindex: -1, "data-layer": layer.index, "data-layer-position": layer.position, "data-head": head,
-        "aria-label": `layer ${label} head ${head}`,
-      });
-      this.#cells.set(`${layer.position}/${head}`, { element, strip, column, layer, head, place, colour: "" });
-      return element;
+      return this.#cell(layer, place, strip, column);
     });
     // Placed by number: the canvas lies under all of them.
     cells.forEach((cell, column) => { cell.style.gridColumn = String(column + 2); });
     return h("div", { role: "row", class: "row" }, h("div", { role: "rowheader", class: "axis", "aria-label": `layer ${label}`, title: layer.name }, String(layer.index)), strip.canvas, ...cells);
   }
 
+  /** Every head in the order of a number, as many in a row as fit. */
+  #flow(trait: Trait): HTMLElement[] {
+    const order = ranked(this.store.page, this.store.state.sort);
+    const rows: HTMLElement[] = [];
+    for (let first = 0; first < order.length; first += this.#across) {
+      const strip = new MapStrip(this.#across, PITCH.sorted);
+      const cells = order.slice(first, first + this.#across).map((one, column) => this.#captioned(one, trait, strip, column));
+      rows.push(h("div", { role: "row", class: "row" }, strip.canvas, ...cells));
+    }
+    return rows;
+  }
+
+  #captioned({ layer, place, value }: Ranked, trait: Trait, strip: MapStrip, column: number): HTMLElement {
+    const cell = this.#cell(layer, place, strip, column);
+    const number = formatTrait(trait, value);
+    const short = KINDS.find(([label]) => label === layer.traits?.label[place])?.[1] ?? "";
+    set(cell, "aria-label", `${cell.getAttribute("aria-label")}, ${TRAITS[trait]} ${value === null ? "not known" : number}`);
+    set(cell, "data-value", value);
+    cell.style.gridColumn = String(column + 1);
+    cell.append(h("span", { class: "under-map", "aria-hidden": true }, h("b", {}, `${layer.index}.${layer.heads[place]}`), h("span", {}, number), h("i", {}, short)));
+    return cell;
+  }
+
+  #cell(layer: Layer, place: number, strip: MapStrip, column: number): HTMLElement {
+    const head = layer.heads[place]!;
+    const label = layer.traits?.label[place];
+    const name = `layer ${layerLabel(this.store.page, layer)} head ${head}`;
+    const element = h("div", {
+      role: "gridcell", class: "cell", tabindex: -1, "data-layer": layer.index, "data-layer-position": layer.position, "data-head": head,
+      "aria-label": label ? `${name}, ${label}` : name, title: label ? `${layer.index}.${head}: ${label}` : null,
+    });
+    this.#cells.set(`${layer.position}/${head}`, { element, strip, column, layer, head, place, colour: "" });
+    return element;
+  }
+
+  /** Maps that fit in a row. */
+  #fitting(): number {
+    return Math.max(1, Math.floor((this.element.clientWidth - 6) / (PITCH.sorted + 6)));
+  }
+
+  #rebuild(): void {
+    const held = this.element.contains(document.activeElement);
+    this.#lay();
+    this.#paint(this.store.state);
+    if (held) this.element.querySelector<HTMLElement>('.cell[tabindex="0"]')?.focus({ preventScroll: true });
+  }
+
   #update(state: State, before: State | null): void {
-    if (before && before.layer === state.layer && before.heads === state.heads && before.dark === state.dark) return;
+    if (!before || before.sort !== state.sort) {
+      this.#rebuild();
+      this.onpoint(0, null);
+    } else if (before.layer !== state.layer || before.heads !== state.heads || before.dark !== state.dark) this.#paint(state);
+  }
+
+  #paint(state: State): void {
     const rest = state.dark ? "#a9b6c4" : "#34475c";
     let tabStop: Cell | null = null;
     for (const cell of this.#cells.values()) {
@@ -147,12 +156,12 @@ export class Overview {
       const chosen = here && state.heads.includes(cell.head);
       const colour = chosen ? headColour(cell.place, state.dark).css : rest;
       if (colour !== cell.colour) {
-        cell.strip.paint(cell.place, cell.column, colour);
+        cell.strip.paint(cell.layer, cell.place, cell.column, colour);
         cell.element.style.setProperty("--head", colour);
         cell.colour = colour;
       }
       set(cell.element, "aria-selected", chosen);
-      cell.element.parentElement!.classList.toggle("chosen", here);
+      cell.element.parentElement!.classList.toggle("chosen", here && this.#across === 0);
       set(cell.element, "tabindex", -1);
       if (chosen || (here && tabStop === null)) tabStop ??= cell;
     }
@@ -180,7 +189,7 @@ export class Overview {
     const { state } = this.store;
     const here = cell.layer.position === state.layer;
     const heads = !toggle ? [cell.head]
-      : !here ? [...state.heads, cell.head]
+      : !here ? [...(this.#across > 0 ? [] : state.heads), cell.head]
       : state.heads.includes(cell.head) ? state.heads.filter((head) => head !== cell.head)
       : [...state.heads, cell.head];
     this.store.update({ layer: cell.layer.position, heads });
@@ -206,6 +215,11 @@ export class Overview {
   }
 
   #neighbour(cell: Cell, down: number, right: number): Cell | null {
+    if (this.#across > 0) {
+      const cells = [...this.#cells.values()];
+      const to = Math.min(Math.max(cells.indexOf(cell) + right, 0), cells.length - 1) + down * this.#across;
+      return cells[to] ?? null;
+    }
     if (down === 0) {
       const places = cell.layer.heads;
       const place = Math.min(Math.max(cell.place + right, 0), places.length - 1);

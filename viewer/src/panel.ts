@@ -2,7 +2,8 @@
 
 import { headColour } from "./colours";
 import { h, replace, tokenText } from "./dom";
-import { focusOf, tokenAt, type Direction, type Focus, type State, type Store } from "./state";
+import { piecesOf } from "./spelling";
+import { focusOf, type Direction, type Focus, type State, type Store } from "./state";
 import { positionOf, reads, spread, type Spread } from "./targets";
 import { formatWeight } from "./tokens";
 
@@ -28,11 +29,10 @@ export class Panel {
       replace(this.element, h("h2", {}, "One token in numbers"), h("p", { class: "quiet" }, "Choose a token to see what it looks at and what looks at it."));
       return;
     }
-    const token = tokenAt(this.store.page, focus.text, focus.token);
     const { layer, page } = this.store;
     const texts = page.texts.length > 1 ? `${page.texts[focus.text]!.name}, ` : "";
     replace(this.element,
-      h("h2", { "data-text": focus.text, "data-token": focus.token }, tokenText(token), " ", h("small", {}, `${texts}token ${focus.token}`)),
+      h("h2", { "data-text": focus.text, "data-token": focus.token }, tokenText(piecesOf(this.store, focus.text, focus.token)), " ", h("small", {}, `${texts}token ${focus.token}`)),
       ...(["out", "in"] as const).map((direction) => this.#part(state, { ...focus, direction })),
       reads(layer, focus) ? null : h("p", { class: "quiet" }, ""));
   }
@@ -57,14 +57,15 @@ export class Panel {
     const heading = h("h4", {}, h("i", { class: "swatch" }), `head ${one.head}`);
     if (one.entropy !== null) heading.append(h("small", { title: "0 when one key gets everything" }, `entropy ${one.entropy.toFixed(2)} nats`));
     list.append(heading);
-    if (!one.weights) list.append(h("p", { class: "quiet" }, "This query was not recorded."));
+    if (one.pending) list.append(h("p", { class: "quiet" }, "…"));
+    else if (!one.weights) list.append(h("p", { class: "quiet" }, "This query was not recorded."));
     else if (one.blind) list.append(h("p", { class: "quiet", "data-blind": true }, "It sees no key: every weight is 0."));
     else list.append(this.#entries(one, direction, first));
     return list;
   }
 
   #entries(one: Spread, direction: Direction, first: number): HTMLElement {
-    const { layer, page } = this.store;
+    const { layer } = this.store;
     const weights = one.weights!;
     const text = direction === "out" ? layer.keyText : layer.queryText;
     const key = `${direction}/${one.head}`;
@@ -72,7 +73,7 @@ export class Panel {
     const order = largest(weights, limit);
     const rows = order.map((i) => {
       const token = positionOf(one, i);
-      return entry(h("span", { class: "what" }, tokenText(tokenAt(page, text, token)), " ", h("small", {}, String(token))), weights[i]!,
+      return entry(h("span", { class: "what" }, tokenText(piecesOf(this.store, text, token)), " ", h("small", {}, String(token))), weights[i]!,
         { "data-text": text, "data-token": token, "data-head": one.head, "data-layer": layer.index });
     });
     if (one.sink !== null) rows.push(entry(h("span", { class: "what sinkname" }, "sink"), one.sink, { "data-sink": true, "data-head": one.head, "data-layer": layer.index }));

@@ -2,6 +2,7 @@
 
 import { headColour } from "./colours";
 import { h, replace, tokenText } from "./dom";
+import { piecesOf } from "./spelling";
 import { layerLabel, tokenAt, type Focus, type State, type Store } from "./state";
 import type { Partner } from "./targets";
 import { formatWeight, isSpecial } from "./tokens";
@@ -44,7 +45,7 @@ export class Relations {
     this.element.addEventListener("pointerleave", () => this.onpoint(null));
     this.element.addEventListener("focusout", () => this.onpoint(null));
     store.subscribe((state, before) => {
-      if (before && (before.layer !== state.layer || before.heads !== state.heads || before.dark !== state.dark)) this.#draw();
+      if (before && (before.layer !== state.layer || before.heads !== state.heads || before.dark !== state.dark || before.marks !== state.marks)) this.#draw();
     });
   }
 
@@ -62,7 +63,7 @@ export class Relations {
       return;
     }
     const { state } = this.store;
-    const token = tokenText(tokenAt(this.store.page, focus.text, focus.token));
+    const token = tokenText(piecesOf(this.store, focus.text, focus.token));
     const count = this.#partners.length;
     const heads = count === 1 ? "1 head" : `${count} heads`;
     const title = focus.direction === "out" ? h("h2", {}, `Where ${heads} send `, token) : h("h2", {}, "Who looks at ", token, ` in ${heads}`);
@@ -82,7 +83,7 @@ export class Relations {
     const limit = this.#all ? Infinity : CHIPS;
     const chips = group.partners.slice(0, limit).map((partner) => this.#chip(partner, state));
     const rest = group.partners.length - chips.length;
-    row.append(h("span", { class: "what" }, tokenText(tokenAt(this.store.page, group.text, group.token)), " ", h("small", {}, texts.length > 1 ? `${texts[group.text]!.name} ${group.token}` : String(group.token))),
+    row.append(h("span", { class: "what" }, tokenText(piecesOf(this.store, group.text, group.token)), " ", h("small", {}, texts.length > 1 ? `${texts[group.text]!.name} ${group.token}` : String(group.token))),
       h("span", { class: "number" }, formatWeight(group.partners[0]!.weight, 2)),
       h("span", { class: "chips" }, ...chips, rest > 0 && h("span", { class: "quiet" }, `+${rest} heads`)));
     return row;

@@ -2,6 +2,7 @@
 
 import { h, replace, set, tokenText } from "./dom";
 import type { Page } from "./document";
+import { piecesOf, readerOf } from "./spelling";
 import type { Store } from "./state";
 import { plain } from "./tokens";
 
@@ -12,21 +13,40 @@ export interface Match {
   readonly token: number;
 }
 
-/** Whole tokens first, then beginnings, then anything that contains the words; a number also finds that position. */
+const WHOLE = 1;
+const BEGINS = 2;
+const INSIDE = 3;
+
+/**
+ * Whole tokens first, then beginnings, then anything that contains the words; a number also finds that position.
+ * Tokens are found as they are spelled and as they are read. Each different token is looked at once.
+ */
 export function findTokens(page: Page, texts: readonly number[], words: string): { matches: Match[]; total: number } {
   const wanted = words.trim().toLowerCase();
   if (wanted === "") return { matches: [], total: 0 };
-  const ranks: Match[][] = [[], [], []];
+  const found: Match[][] = [[], [], []];
+  let total = 0;
   for (const text of texts) {
-    page.texts[text]!.tokens.forEach((token, i) => {
-      const spelling = token.toLowerCase().trim();
-      const shown = plain(token).toLowerCase();
-      const rank = spelling === wanted || String(i) === wanted ? 0 : spelling.startsWith(wanted) ? 1 : spelling.includes(wanted) || shown.includes(wanted) ? 2 : -1;
-      if (rank >= 0) ranks[rank]!.push({ text, token: i });
-    });
+    const reader = readerOf(page.texts[text]!.tokens);
+    const ranks = Uint8Array.from(reader.vocabulary, (token, place) => rankOf(wanted, token, reader.reading(place).plain));
+    const position = /^\d+$/.test(wanted) ? Number(wanted) : -1;
+    for (let i = 0; i < reader.ids.length; i++) {
+      const rank = i === position ? WHOLE : ranks[reader.ids[i]!]!;
+      if (rank === 0) continue;
+      total += 1;
+      const those = found[rank - 1]!;
+      if (those.length < SHOWN) those.push({ text, token: i });
+    }
   }
-  const all = ranks.flat();
-  return { matches: all.slice(0, SHOWN), total: all.length };
+  return { matches: found.flat().slice(0, SHOWN), total };
+}
+
+/** 0 where a token does not match. */
+function rankOf(wanted: string, token: string, read: string): number {
+  const forms = [token.toLowerCase().trim(), read.toLowerCase(), plain(token).toLowerCase()];
+  if (forms.includes(wanted)) return WHOLE;
+  if (forms.some((form) => form.startsWith(wanted))) return BEGINS;
+  return forms.some((form) => form.includes(wanted)) ? INSIDE : 0;
 }
 
 export class Search {
@@ -57,7 +77,7 @@ export class Search {
     this.#matches = matches;
     this.#active = 0;
     const rows = matches.map(({ text, token }, i) => h("li", { role: "option", id: `multihead-match-${i}`, "data-match": i, "data-token": token, "data-text": text },
-      tokenText(page.texts[text]!.tokens[token]!), h("small", {}, page.texts.length > 1 ? `${page.texts[text]!.name} ${token}` : String(token))));
+      tokenText(piecesOf(this.store, text, token)), h("small", {}, page.texts.length > 1 ? `${page.texts[text]!.name} ${token}` : String(token))));
     const note = total === 0 ? "no token matches" : total > matches.length ? `+${total - matches.length} more` : "";
     replace(this.#list, ...rows, note !== "" && h("li", { class: "quiet", role: "presentation" }, note));
     this.#list.hidden = this.input.value.trim() === "";

@@ -2,9 +2,13 @@
 
 import type { Layer, Page } from "./document";
 import type { Spread } from "./targets";
+import type { Pooling } from "./map/grid";
+import type { Scale } from "./map/shade";
+import type { Remote } from "./remote";
+import type { Sort } from "./traits";
 import { LayerWeights } from "./weights";
 
-export type View = "lines" | "text";
+export type View = "lines" | "text" | "map";
 /** "out": what the token, as a query, looks at. "in": what looks at the token, as a key. */
 export type Direction = "out" | "in";
 
@@ -24,7 +28,19 @@ export interface State {
   readonly direction: Direction;
   readonly view: View;
   readonly dark: boolean;
+  /** Whether tokens are shown as their tokenizer spells them, instead of as text. */
+  readonly marks: boolean;
   readonly hover: Focus | null;
+  /** The key that is chosen beside the token, on the map. */
+  readonly key: number | null;
+  readonly scale: Scale;
+  readonly pooling: Pooling;
+  /** Where the map stands: key and query in the middle, keys across; empty for the whole. */
+  readonly at: string;
+  /** In which order the maps of all heads stand. */
+  readonly sort: Sort;
+  /** Grows when numbers arrive that were asked for. */
+  readonly arrived: number;
 }
 
 export type Listener = (state: State, before: State | null) => void;
@@ -36,6 +52,8 @@ export class Store {
   readonly weights: readonly LayerWeights[];
   /** Spreads that several views ask for at once; see targets.ts. */
   readonly spreads = new Map<string, Spread>();
+  /** Where rows and columns are asked for; null where the page holds them. */
+  remote: Remote | null = null;
   readonly #listeners: Listener[] = [];
   #beforeAll: readonly number[] = [];
   readonly #lastToken = new Map<number, number>();
@@ -45,7 +63,7 @@ export class Store {
     const longest = Math.max(...page.texts.map((text) => text.tokens.length));
     const first: State = {
       layer: 0, heads: page.layers[0]!.heads.slice(0, 1), text: page.layers[0]!.queryText, token: 0,
-      direction: "out", view: longest > LONG_TEXT ? "text" : "lines", dark: false, hover: null,
+      direction: "out", view: longest > LONG_TEXT ? "text" : "lines", dark: false, marks: false, hover: null, key: null, scale: "log", pooling: "mean", at: "", sort: "", arrived: 0,
     };
     this.state = this.#consistent({ ...first, ...asked });
   }
@@ -101,7 +119,8 @@ export class Store {
     const length = page.texts[text]!.tokens.length;
     if (token !== null) token = length === 0 ? null : Math.min(Math.max(token, 0), length - 1);
     const direction = text !== queryText ? "in" : text !== keyText ? "out" : wanted.direction;
-    return { ...wanted, layer, heads, text, token, direction };
+    const key = wanted.key !== null && wanted.key < page.layers[layer]!.keyCount ? wanted.key : null;
+    return { ...wanted, layer, heads, text, token, direction, key };
   }
 }
 

@@ -3,7 +3,8 @@
 import type { Page } from "./document";
 import { h, replace, tokenText } from "./dom";
 import type { Search } from "./search";
-import { focusOf, layerLabel, tokenAt, type Store } from "./state";
+import { piecesOf } from "./spelling";
+import { focusOf, layerLabel, type Store } from "./state";
 import type { Partner } from "./targets";
 import { formatWeight } from "./tokens";
 
@@ -22,8 +23,15 @@ export function footer(page: Page): HTMLElement {
   const measured = Number.isNaN(page.accuracy) ? "" : ` Each weight is within ${accuracy(page.accuracy)} of the recorded one.`;
   return h("footer", {},
     h("p", {}, h("strong", {}, "Attention is not explanation."), " A weight says how much of a key's value a head mixes in, not why the model answered as it did."),
-    h("p", { class: "accuracy", "data-accuracy": page.accuracy }, `${page.layers.length} layers, ${heads} heads; the weights are computed in this page from q and k.${measured}`),
+    h("p", { class: "accuracy", "data-accuracy": page.accuracy }, `${page.layers.length} layers, ${heads} heads; the weights are ${origin(page)}.${measured}`),
     rows.length > 0 && h("details", {}, h("summary", {}, "Provenance"), h("dl", {}, ...rows)));
+}
+
+/** Where the weights come from: a page may hold layers of both kinds. */
+function origin(page: Page): string {
+  const given = page.layers.filter((layer) => layer.weights).length;
+  if (given === 0) return "computed in this page from q and k";
+  return given === page.layers.length ? "those that were given" : `computed in this page from q and k, or in ${given} layers those that were given`;
 }
 
 /** Rounded up to one digit, so that the statement stays true. */
@@ -38,19 +46,22 @@ const superscript = (digits: string): string => [...digits].map((digit) => "⁰�
 /** Under the maps: what the head under the pointer does with the chosen token. */
 export function pointed(caption: HTMLElement, store: Store, partners: readonly Partner[], layer: number, head: number | null): void {
   if (head === null) {
-    replace(caption, "Rows are layers, columns heads; a map has queries down and keys across.");
+    const order = store.state.sort === "" ? "Rows are layers, columns heads" : "Each map is one head, named layer.head";
+    replace(caption, `${order}; a map has queries down and keys across.`);
     return;
   }
   const { page, state } = store;
   const focus = focusOf(state);
   const partner = partners.find((one) => one.layer === layer && one.head === head);
-  const name = `layer ${layerLabel(page, page.layers[layer]!)}, head ${head}`;
+  const { heads, traits } = page.layers[layer]!;
+  const label = traits?.label[heads.indexOf(head)];
+  const name = `layer ${layerLabel(page, page.layers[layer]!)}, head ${head}${label ? ` (${label})` : ""}`;
   if (!focus || !partner) {
     replace(caption, name);
     return;
   }
-  const own = tokenText(tokenAt(page, focus.text, focus.token));
-  const other = tokenText(tokenAt(page, partner.text, partner.token));
+  const own = tokenText(piecesOf(store, focus.text, focus.token));
+  const other = tokenText(piecesOf(store, partner.text, partner.token));
   const [from, to] = focus.direction === "out" ? [own, other] : [other, own];
   replace(caption, `${name}: `, from, " → ", to, ` ${formatWeight(partner.weight, 2)}`);
 }

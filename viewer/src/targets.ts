@@ -7,7 +7,9 @@ import type { Focus, Store } from "./state";
 export interface Spread {
   readonly head: number;
   readonly place: number;
-  /** null where the query was not recorded. */
+  /** Still asked for: the store tells its listeners when it is there. */
+  readonly pending: boolean;
+  /** null where the query was not recorded, or while they are asked for. */
   readonly weights: Float64Array | null;
   /** Text positions of `weights`, or null when they are 0, 1, 2, ... */
   readonly positions: readonly number[] | null;
@@ -26,6 +28,7 @@ export interface Partner {
 }
 
 const REMEMBERED = 128;
+const NOTHING = { pending: false, weights: null, positions: null, blind: false, sink: null, entropy: null } as const;
 
 export function reads(layer: Layer, focus: Focus): boolean {
   return (focus.direction === "out" ? layer.queryText : layer.keyText) === focus.text;
@@ -33,20 +36,39 @@ export function reads(layer: Layer, focus: Focus): boolean {
 
 /** The lede, the picture and the panel ask for the same rows while the pointer moves. */
 export function spread(store: Store, layerPlace: number, head: number, focus: Focus): Spread {
-  const key = [layerPlace, head, focus.text, focus.token, focus.direction].join();
+  const key = `${layerPlace},${head},${aboutKey(focus)}`;
   const known = store.spreads.get(key);
   if (known) return known;
-  const found = computeSpread(store, layerPlace, head, focus);
-  if (store.spreads.size >= REMEMBERED) store.spreads.clear();
-  store.spreads.set(key, found);
+  const found = store.remote ? askedSpread(store, key, layerPlace, head, focus) : computeSpread(store, layerPlace, head, focus);
+  remember(store, key, found);
   return found;
 }
+
+function remember(store: Store, key: string, found: Spread): void {
+  if (store.spreads.size >= REMEMBERED) store.spreads.clear();
+  store.spreads.set(key, found);
+}
+
+/** A place for what is on its way; one that is given up is asked for again when it is wanted again. */
+function askedSpread(store: Store, key: string, layerPlace: number, head: number, focus: Focus): Spread {
+  const layer = store.page.layers[layerPlace]!;
+  const place = layer.heads.indexOf(head);
+  const nothing = { ...NOTHING, head, place };
+  const recorded = focus.direction === "in" || store.weights[layerPlace]!.recordedRow(focus.token) !== null;
+  if (place < 0 || !reads(layer, focus) || !recorded) return nothing;
+  for (const [known, { pending }] of store.spreads) if (pending && !known.endsWith(aboutKey(focus))) store.spreads.delete(known);
+  const empty = { ...nothing, pending: true };
+  store.remote!.spread(layerPlace, head, focus, empty, (spread) => remember(store, key, spread));
+  return empty;
+}
+
+const aboutKey = (focus: Focus): string => [focus.text, focus.token, focus.direction].join();
 
 function computeSpread(store: Store, layerPlace: number, head: number, focus: Focus): Spread {
   const weights = store.weights[layerPlace]!;
   const { layer } = weights;
   const place = layer.heads.indexOf(head);
-  const nothing = { head, place, weights: null, positions: null, blind: false, sink: null, entropy: null };
+  const nothing = { ...NOTHING, head, place };
   if (place < 0 || !reads(layer, focus)) return nothing;
   if (focus.direction === "in") return { ...nothing, weights: weights.column(place, focus.token), positions: layer.queries };
   const row = weights.recordedRow(focus.token);
@@ -88,6 +110,7 @@ const SLICE_MS = 12;
 
 /** Calls `done` at once when the work fits in one slice, else later; the returned function cancels. */
 export function findPartners(store: Store, focus: Focus, done: (partners: Partner[]) => void): () => void {
+  if (store.remote) return store.remote.partners(focus, done);
   const work = partnersByLayer(store, focus);
   const all: Partner[] = [];
   let timer: ReturnType<typeof setTimeout> | undefined;

@@ -1,41 +1,49 @@
 // One layer's heads over running text: a token is shaded by the weight between it and the chosen one.
 
 import { headColour, tint } from "./colours";
-import type { Text } from "./document";
-import { frame, h, replace, set, tokenText } from "./dom";
+import { frame, h, replace, set } from "./dom";
+import { Flow } from "./flow";
+import { Shading } from "./shading";
 import { focusOf, LONG_TEXT, type Direction, type Focus, type State, type Store } from "./state";
-import { positionOf, spread } from "./targets";
-import { formatWeight, plain } from "./tokens";
+import { Whereabouts, type Section } from "./whereabouts";
+import { spread, type Spread } from "./targets";
+import { formatWeight } from "./tokens";
 
 const FAINTEST = 0.01;
-
-interface Block {
-  readonly element: HTMLElement;
-  readonly text: number;
-  readonly spans: HTMLElement[];
-}
-
-interface Shade {
-  weight: number;
-  place: number;
-  head: number;
-}
+/** From this weight on, a token says whose it is, where several heads are chosen. */
+const NAMED = 0.1;
+/** Pixels above and below the window in which text is made ready. */
+const AHEAD = 600;
 
 export class TextView {
-  readonly element = h("div", { class: "textview" });
-  #blocks: Block[] = [];
+  readonly #scroller = h("div", { class: "scroller" });
+  readonly #whereabouts = new Whereabouts();
+  readonly element = h("div", { class: "textview" }, this.#scroller, this.#whereabouts.element);
+  readonly #shading = new Shading();
+  #flows: Flow[] = [];
+  /** Spreads that are drawn, and the text that they fall on. */
+  #spreads: Spread[] = [];
+  #shaded = -1;
+  #focus: Focus | null = null;
+  #dressed: HTMLElement[] = [];
   #shown = "";
-  #painted: HTMLElement[] = [];
+  #width = 0;
+  readonly #sight: IntersectionObserver;
+  readonly #blocks = new WeakMap<Element, { flow: Flow; place: number }>();
 
   constructor(readonly store: Store) {
-    store.subscribe((state, before) => this.#update(state, before));
+    this.#sight = new IntersectionObserver((entries) => this.#follow(entries), { root: this.#scroller, rootMargin: `${AHEAD}px 0px` });
+    new ResizeObserver(() => this.#resize()).observe(this.#scroller);
     const hover = frame((focus: Focus | null) => store.update({ hover: focus }));
-    this.element.addEventListener("pointermove", (event) => { if (event.pointerType === "mouse") hover(this.#at(event)); });
-    this.element.addEventListener("pointerleave", () => hover(null));
-    this.element.addEventListener("click", (event) => {
+    this.#scroller.addEventListener("pointermove", (event) => { if (event.pointerType === "mouse") hover(this.#at(event)); });
+    this.#scroller.addEventListener("pointerleave", () => hover(null));
+    this.#scroller.addEventListener("click", (event) => {
       const focus = this.#at(event);
       if (focus) store.update({ text: focus.text, token: focus.token, hover: null });
     });
+    this.#scroller.addEventListener("scroll", frame(() => this.#drawWhereabouts()), { passive: true });
+    this.#whereabouts.onjump = (section, token) => this.#show(this.#flows[section]!, token, "middle");
+    store.subscribe((state, before) => this.#update(state, before));
   }
 
   #at(event: Event): Focus | null {
@@ -54,92 +62,204 @@ export class TextView {
     this.element.hidden = state.view !== "text";
     if (this.element.hidden) return;
     const { layer } = this.store;
-    const shown = `${layer.queryText}/${layer.keyText}`;
-    if (shown !== this.#shown) this.#build();
+    const shown = `${layer.queryText}/${layer.keyText}/${state.marks}`;
+    const built = shown !== this.#shown;
+    if (built) this.#build(state);
     this.#shown = shown;
     this.#shade(state);
-    const moved = !before || before.token !== state.token || before.text !== state.text || before.view !== state.view;
-    if (moved && !state.hover && state.token !== null) this.#reveal(state.text, state.token);
+    const moved = !before || before.token !== state.token || before.text !== state.text || before.view !== state.view || built;
+    const flow = this.#flows.find(({ place }) => place === state.text);
+    if (moved && !state.hover && state.token !== null && flow) this.#show(flow, state.token, "inside");
   }
 
-  #build(): void {
+  #build(state: State): void {
     const { page, layer } = this.store;
     const texts = layer.queryText === layer.keyText ? [layer.queryText] : [layer.queryText, layer.keyText];
-    this.#blocks = texts.map((text) => this.#block(page.texts[text]!, text, texts.length > 1));
-    this.#painted = [];
-    replace(this.element, ...this.#blocks.map((block) => block.element));
+    this.#sight.disconnect();
+    this.#dressed = [];
+    this.#flows = texts.map((text) => {
+      const { name, tokens } = page.texts[text]!;
+      const flow = new Flow(text, tokens, state.marks, `tokens: ${name}`, tokens.length <= LONG_TEXT);
+      flow.dress = (span, token) => this.#dress(span, token, text);
+      flow.blocks.forEach(({ element }, place) => this.#blocks.set(element, { flow, place }));
+      return flow;
+    });
+    replace(this.#scroller, ...this.#flows.map((flow) => {
+      const role = flow.place === layer.queryText ? "queries" : "keys";
+      return h("div", { class: "block" }, texts.length > 1 && h("h3", {}, `${page.texts[flow.place]!.name} (${role})`), flow.element);
+    }));
+    this.#scroller.scrollTop = 0;
+    this.#width = 0;
+    this.#resize();
+    for (const flow of this.#flows) {
+      this.#make(flow, [0]);
+      for (const { element } of flow.blocks) this.#sight.observe(element);
+    }
   }
 
-  #block(text: Text, place: number, named: boolean): Block {
-    const spans = text.tokens.map((token, i) => h("span", {
-      class: token.startsWith("##") ? "token joined" : "token", role: "option", id: `text-${place}-${i}`,
-      "data-text": place, "data-token": i, "aria-label": plain(token),
-    }, tokenText(token)));
-    const flow = h("div", { class: text.tokens.length <= LONG_TEXT ? "flow short" : "flow", role: "listbox", tabindex: 0, "aria-label": `tokens: ${text.name}` }, ...spans);
-    const role = place === this.store.layer.queryText ? "queries" : "keys";
-    return { text: place, spans, element: h("div", { class: "block" }, named && h("h3", {}, `${text.name} (${role})`), flow) };
+  /** Other widths, other heights; short lines hold their characters less evenly, which is measured soon. */
+  #resize(): void {
+    const width = this.#scroller.clientWidth;
+    if (this.element.hidden || width === 0) return;
+    if (width !== this.#width) {
+      this.#width = width;
+      this.#keeping(() => {
+        for (const flow of this.#flows) {
+          const { fontSize, lineHeight } = getComputedStyle(flow.element);
+          flow.estimate(parseFloat(lineHeight), Math.max(width / (0.5 * parseFloat(fontSize)), 8));
+        }
+      });
+    }
+    if (this.#focus) this.#shade(this.store.state);
+    else this.#drawWhereabouts();
+  }
+
+  /** Makes what comes near the window, empties what leaves it. */
+  #follow(entries: readonly IntersectionObserverEntry[]): void {
+    if (this.element.hidden) return;
+    const places = new Map<Flow, number[]>();
+    this.#keeping(() => {
+      for (const { target, isIntersecting } of entries) {
+        const { flow, place } = this.#blocks.get(target)!;
+        if (!isIntersecting) flow.empty(place);
+        else places.set(flow, [...(places.get(flow) ?? []), place]);
+      }
+      for (const [flow, those] of places) this.#make(flow, those);
+    });
+    this.#dressed = this.#dressed.filter((span) => span.isConnected);
+    this.#announce();
+    this.#drawWhereabouts();
+  }
+
+  #make(flow: Flow, places: readonly number[]): void {
+    for (const place of places) flow.fill(place);
+    flow.measure(places);
+  }
+
+  /** Does work that changes heights, and leaves the text in the window where it is. */
+  #keeping(work: () => void): void {
+    const top = this.#scroller.getBoundingClientRect().top;
+    const anchor = this.#anchor(top);
+    const before = anchor?.getBoundingClientRect().top ?? 0;
+    work();
+    if (anchor?.isConnected) this.#scroller.scrollTop += anchor.getBoundingClientRect().top - before;
+  }
+
+  /** The first token in the window, or its block where that is empty. */
+  #anchor(top: number): HTMLElement | null {
+    for (const flow of this.#flows) {
+      const block = flow.blocks[firstBelow(flow, top)];
+      if (!block || block.element.getBoundingClientRect().bottom <= top) continue;
+      return block.spans?.find((span) => span.getBoundingClientRect().bottom > top) ?? block.element;
+    }
+    return null;
   }
 
   #shade(state: State): void {
-    for (const span of this.#painted) {
-      span.classList.remove("focused", "shaded", "dim");
-      span.style.removeProperty("--tint");
-      span.style.removeProperty("--head");
-      set(span, "aria-selected", null);
-      set(span, "data-weight", null);
-      set(span, "data-heads", null);
-      span.removeAttribute("title");
-    }
-    this.#painted = [];
+    for (const span of this.#dressed) undress(span);
+    this.#dressed = [];
     const focus = focusOf(state);
-    if (!focus) return;
+    this.#focus = focus;
     const { layer } = this.store;
-    const otherText = focus.direction === "out" ? layer.keyText : layer.queryText;
-    const shades = this.#shades(state, focus);
-    const spans = this.#blocks.find((block) => block.text === otherText)?.spans ?? [];
-    for (const [token, shade] of shades) this.#paint(spans[token], shade, state);
-    const own = this.#blocks.find((block) => block.text === focus.text);
-    const span = own?.spans[focus.token];
-    if (own && span) {
+    this.#spreads = focus ? state.heads.map((head) => spread(this.store, state.layer, head, focus)) : [];
+    this.#shaded = focus ? (focus.direction === "out" ? layer.keyText : layer.queryText) : -1;
+    set(this.element, "aria-busy", this.#spreads.some(({ pending }) => pending) || null);
+    const flow = this.#flows.find(({ place }) => place === this.#shaded);
+    if (flow) {
+      const count = flow.reader.tokens.length;
+      this.#shading.compute(this.#spreads, count, this.#whereabouts.rows(count, this.#count()));
+    }
+    for (const one of this.#flows) one.paint();
+    this.#announce();
+    this.#drawWhereabouts();
+  }
+
+  #count(): number {
+    return this.#flows.reduce((sum, { reader }) => sum + reader.tokens.length, 0);
+  }
+
+  #dress(span: HTMLElement, token: number, text: number): void {
+    const { state } = this.store;
+    const weight = text === this.#shaded ? this.#shading.weights[token]! : 0;
+    const focused = this.#focus?.text === text && this.#focus.token === token;
+    if (weight < FAINTEST && !focused) return;
+    this.#dressed.push(span);
+    if (weight >= FAINTEST) {
+      const { head, place } = this.#spreads[this.#shading.which[token]!]!;
+      const { css } = headColour(place, state.dark);
+      span.classList.add("shaded");
+      span.style.setProperty("--tint", tint(css, 0.15 + 0.85 * Math.sqrt(weight)));
+      span.style.setProperty("--head", css);
+      set(span, "data-weight", weight.toFixed(6));
+      if (state.heads.length > 1 && weight >= NAMED) set(span, "data-heads", head);
+      span.title = `head ${head}: ${formatWeight(weight)}`;
+    }
+    if (focused) {
       span.classList.add("focused");
       set(span, "aria-selected", true);
-      set(own.element.lastElementChild!, "aria-activedescendant", span.id);
-      this.#painted.push(span);
     }
   }
 
-  #paint(span: HTMLElement | undefined, shade: Shade, state: State): void {
-    if (!span) return;
-    const { css } = headColour(shade.place, state.dark);
-    span.classList.add("shaded");
-    span.style.setProperty("--tint", tint(css, 0.15 + 0.85 * Math.sqrt(shade.weight)));
-    span.style.setProperty("--head", css);
-    set(span, "data-weight", shade.weight.toFixed(6));
-    if (state.heads.length > 1 && shade.weight >= 0.1) set(span, "data-heads", shade.head);
-    span.title = `head ${shade.head}: ${formatWeight(shade.weight)}`;
-    this.#painted.push(span);
-  }
-
-  /** For each token the chosen head with the largest weight. */
-  #shades(state: State, focus: Focus): Map<number, Shade> {
-    const shades = new Map<number, Shade>();
-    for (const head of state.heads) {
-      const one = spread(this.store, state.layer, head, focus);
-      one.weights?.forEach((weight, i) => {
-        if (weight < FAINTEST) return;
-        const token = positionOf(one, i);
-        const known = shades.get(token);
-        if (!known || known.weight < weight) shades.set(token, { weight, place: one.place, head });
-      });
+  /** Tells which token is chosen, while it is in the document. */
+  #announce(): void {
+    for (const flow of this.#flows) {
+      const span = this.#focus?.text === flow.place ? flow.span(this.#focus.token) : null;
+      set(flow.element, "aria-activedescendant", span?.id ?? null);
     }
-    return shades;
   }
 
-  #reveal(text: number, token: number): void {
-    const span = this.#blocks.find((block) => block.text === text)?.spans[token];
-    if (!span) return;
-    const top = span.offsetTop - this.element.offsetTop;
-    const { scrollTop, clientHeight } = this.element;
-    if (top < scrollTop + 8 || top + 40 > scrollTop + clientHeight) this.element.scrollTop = top - clientHeight / 3;
+  #drawWhereabouts(): void {
+    const { scrollHeight, clientHeight } = this.#scroller;
+    this.element.classList.toggle("long", scrollHeight > clientHeight + 1);
+    if (this.element.hidden || scrollHeight <= clientHeight + 1) return;
+    const { top, bottom } = this.#scroller.getBoundingClientRect();
+    const sections: Section[] = this.#flows.map((flow) => ({
+      tokens: flow.reader.tokens.length, shading: flow.place === this.#shaded ? this.#shading : null, from: tokenBelow(flow, top), to: tokenBelow(flow, bottom),
+    }));
+    this.#whereabouts.draw(sections, this.#spreads.map(({ place }) => place), this.store.state.dark);
   }
+
+  /** Scrolls to a token: to the middle, or only as far as it takes. */
+  #show(flow: Flow, token: number, where: "inside" | "middle"): void {
+    const place = flow.blockAt(token);
+    const near = [place - 1, place, place + 1].filter((one) => one in flow.blocks);
+    this.#keeping(() => this.#make(flow, near));
+    const span = flow.span(token);
+    if (!span) return;
+    const [window, box] = [this.#scroller.getBoundingClientRect(), span.getBoundingClientRect()];
+    const outside = box.top < window.top + 8 || box.top + 40 > window.bottom;
+    if (outside || where === "middle") this.#scroller.scrollTop += box.top - window.top - window.height / 3;
+    this.#announce();
+    this.#drawWhereabouts();
+  }
+}
+
+function undress(span: HTMLElement): void {
+  span.classList.remove("focused", "shaded");
+  span.style.removeProperty("--tint");
+  span.style.removeProperty("--head");
+  set(span, "aria-selected", false);
+  set(span, "data-weight", null);
+  set(span, "data-heads", null);
+  span.removeAttribute("title");
+}
+
+/** The first block that ends below a height of the window. */
+function firstBelow(flow: Flow, y: number): number {
+  let [low, high] = [0, flow.blocks.length - 1];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (flow.blocks[middle]!.element.getBoundingClientRect().bottom > y) high = middle;
+    else low = middle + 1;
+  }
+  return low;
+}
+
+/** The token at a height of the window, by its place in its block. */
+function tokenBelow(flow: Flow, y: number): number {
+  const block = flow.blocks[firstBelow(flow, y)];
+  if (!block) return 0;
+  const { top, height } = block.element.getBoundingClientRect();
+  const share = height > 0 ? Math.min(Math.max((y - top) / height, 0), 1) : 0;
+  return Math.round(block.from + share * (block.to - block.from));
 }

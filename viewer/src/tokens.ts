@@ -7,7 +7,11 @@ export interface Piece {
 }
 
 const NAMED: Record<string, string> = { "\n": "↵", "\r": "␍", "\t": "⇥", "\x7f": "␡", "\u00a0": "⍽", "\u00ad": "‹SHY›", "\ufeff": "‹BOM›" };
-const INVISIBLE = /[\p{Cc}\p{Zl}\p{Zp}\p{Zs}\p{Cs}\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\u{e0000}-\u{e0fff}]/u;
+const INVISIBLE = /[\p{Cc}\p{Zl}\p{Zp}\p{Zs}\p{Cs}\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff9-\ufffb\u{1d173}-\u{1d17a}\u{e0000}-\u{e0fff}]/u;
+const COMBINING = /\p{M}/u;
+const VARIATION = /[\ufe00-\ufe0f]/;
+/** A letter keeps this many combining marks; a taller pile would cover the lines around it. */
+const PILE = 5;
 const EMOJI = /\p{Extended_Pictographic}|\p{Regional_Indicator}/u;
 
 const hex = (character: string): string => `‹${character.codePointAt(0)!.toString(16).toUpperCase().padStart(4, "0")}›`;
@@ -25,22 +29,42 @@ function joinsEmoji(characters: readonly string[], i: number): boolean {
     && (EMOJI.test(before) || before === "\ufe0f") && EMOJI.test(after);
 }
 
+/** A token as it is spelled. */
 export function display(token: string): Piece[] {
   if (token === "") return [{ text: "∅", mark: true }];
-  const characters = [...token];
-  const pieces: { text: string; mark: boolean }[] = [];
-  const innerSpace = (i: number) =>
-    characters[i] === " " && token.slice(0, i).trim() !== "" && characters.slice(i).join("").trim() !== "";
-  characters.forEach((character, i) => {
-    const wordStart = i === 0 && characters.length > 1 && (character === "Ġ" || character === "▁");
-    const hidden = INVISIBLE.test(character) && !innerSpace(i) && !joinsEmoji(characters, i);
-    const mark = hidden || wordStart;
-    const text = hidden ? standIn(character) : character;
-    const last = pieces.at(-1);
+  const [first] = token;
+  const wordStart = (first === "Ġ" || first === "▁") && token.length > 1;
+  return wordStart ? joined([{ text: first, mark: true }, ...visible(token.slice(1))]) : visible(token);
+}
+
+/** Text with a stand-in for each character that could not be seen, or would reach out of the place it has. */
+export function visible(text: string): Piece[] {
+  const characters = [...text];
+  const from = text.length - text.trimStart().length;
+  const to = characters.length - (text.length - text.trimEnd().length);
+  let pile = 0;
+  return joined(characters.map((character, i) => {
+    const combines = COMBINING.test(character);
+    pile = combines ? pile + 1 : 0;
+    const inner = character === " " && i >= from && i < to;
+    if (INVISIBLE.test(character) && !inner && !joinsEmoji(characters, i)) return { text: standIn(character), mark: true };
+    if (!combines) return { text: character, mark: false };
+    const alone = pile === i + 1 || INVISIBLE.test(characters[i - pile]!);
+    if (pile > PILE || (alone && VARIATION.test(character))) return { text: hex(character), mark: true };
+    // A circle to stand on: else the mark would sit on whatever the page shows before the token.
+    return alone && pile === 1 ? { text: `◌${character}`, mark: true } : { text: character, mark: alone };
+  }));
+}
+
+/** Neighbours of one kind as one piece. */
+export function joined(pieces: readonly Piece[]): Piece[] {
+  const found: { text: string; mark: boolean }[] = [];
+  for (const { text, mark } of pieces) {
+    const last = found.at(-1);
     if (last && last.mark === mark) last.text += text;
-    else pieces.push({ text, mark });
-  });
-  return pieces;
+    else found.push({ text, mark });
+  }
+  return found;
 }
 
 /** At most `longest` characters, the last one an ellipsis where something was left out. */
@@ -60,9 +84,9 @@ export function plain(token: string): string {
   return display(token).map((piece) => piece.text).join("");
 }
 
-/** [CLS], <s>, <|endoftext|>, ...: shown last where words are what people look for. Looks at the spelling only. */
+/** [CLS], <s>, <|endoftext|>, ...: shown last where words are what people look for. Looks at the spelling only; <0xE4> and <E4> are bytes. */
 export function isSpecial(token: string): boolean {
-  return /^(\[[A-Z]+\d*\]|<[^<>\s]+>|<\|[^<>\s]+\|>)$/.test(token);
+  return !/^<(0x)?[\dA-F]{2}>$/.test(token) && /^(\[[A-Z]+\d*\]|<[^<>\s]+>|<\|[^<>\s]+\|>)$/.test(token);
 }
 
 export function formatWeight(weight: number, digits = 3): string {

@@ -9,6 +9,7 @@ export class Toolbar {
   readonly #heads = h("div", { class: "heads", role: "group", "aria-label": "heads" });
   readonly #views = h("div", { class: "segmented", role: "group", "aria-label": "view" });
   readonly #directions = h("div", { class: "segmented", role: "group", "aria-label": "direction" });
+  readonly #marks = h("button", { type: "button", class: "plain", "data-marks": "1", title: "tokens as their tokenizer spells them (m)" }, "marks");
   readonly element = h("div", { class: "toolbar" });
   #made = -1;
 
@@ -17,13 +18,14 @@ export class Toolbar {
     this.#layers.append(...page.layers.map((layer) => h("option", { value: layer.position }, `layer ${layerLabel(page, layer)}`)));
     this.#layers.addEventListener("change", () => store.update({ layer: Number(this.#layers.value) }));
     this.#heads.addEventListener("click", (event) => this.#toggle(event));
-    for (const [view, name] of [["lines", "lines"], ["text", "text"]] as const) {
+    for (const [view, name] of [["lines", "lines"], ["text", "text"], ["map", "map"]] as const) {
       this.#views.append(h("button", { type: "button", "data-view": view, onclick: () => store.update({ view }) }, name));
     }
     for (const [direction, name] of [["out", "looks at"], ["in", "is looked at by"]] as const) {
       this.#directions.append(h("button", { type: "button", "data-direction": direction, onclick: () => store.update({ direction }) }, name));
     }
-    this.element.append(this.#layers, this.#views, this.#directions, this.#heads);
+    this.#marks.addEventListener("click", () => store.update({ marks: !store.state.marks }));
+    this.element.append(this.#layers, this.#views, this.#directions, this.#marks, this.#heads);
     store.subscribe((state) => this.#update(state));
   }
 
@@ -53,6 +55,7 @@ export class Toolbar {
     set(this.#heads.lastElementChild!, "aria-pressed", state.heads.length === layer.heads.length);
     for (const button of this.#views.children) set(button, "aria-pressed", (button as HTMLElement).dataset["view"] === state.view);
     for (const button of this.#directions.children) set(button, "aria-pressed", (button as HTMLElement).dataset["direction"] === state.direction);
+    set(this.#marks, "aria-pressed", state.marks);
     this.#directions.hidden = layer.queryText !== layer.keyText;
   }
 }

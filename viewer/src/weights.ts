@@ -1,7 +1,12 @@
-// The weights that the page draws, computed when they are asked for: one row or one column at a time.
+// The weights that the page draws, computed when they are asked for or read where they were given: one row or one
+// column at a time.
 
 import { decodeHead, decodeOne } from "./codec";
-import type { Layer } from "./document";
+import { PageError } from "./data";
+import type { Factors, Layer } from "./document";
+
+/** A given weight of 1 as an integer. */
+const ONE = 65535;
 
 export class LayerWeights {
   readonly #keys: (Int32Array | undefined)[] = [];
@@ -10,6 +15,12 @@ export class LayerWeights {
 
   constructor(readonly layer: Layer) {
     this.#rowOf = layer.queries && new Map(layer.queries.map((position, row) => [position, row]));
+  }
+
+  get #factors(): Factors {
+    const { qk, index } = this.layer;
+    if (!qk) throw new PageError(`Layer ${index} holds no queries and keys to compute weights from.`);
+    return qk;
   }
 
   /** The recorded row of a query position, or null where the query was not recorded. */
@@ -25,27 +36,62 @@ export class LayerWeights {
   /** Weights of one recorded row over all keys; `head` is the head's place in the layer's list. */
   row(head: number, row: number): Float64Array {
     const { layer } = this;
-    const keys = (this.#keys[head] ??= decodeHead(layer.k, head));
-    const scores = this.#sweep(head, decodeOne(layer.q, head, row), keys, layer.keyCount);
+    if (layer.weights) return this.#given(layer.weights, head, row, 0, layer.keyCount);
+    const keys = (this.#keys[head] ??= decodeHead(this.#factors.k, head));
+    const scores = this.#sweep(head, decodeOne(this.#factors.q, head, row), keys, layer.keyCount);
     const query = this.queryPosition(row);
     for (let key = 0; key < scores.length; key++) scores[key] = this.#weight(head, row, query, key, scores[key]!);
     return scores;
   }
 
+  /** Weights of one recorded row over the keys `from` to `to`, the last not included. */
+  part(head: number, row: number, from: number, to: number): Float64Array {
+    if (this.layer.weights) return this.#given(this.layer.weights, head, row, from, to);
+    const keys = (this.#keys[head] ??= decodeHead(this.#factors.k, head));
+    const scores = this.#sweep(head, decodeOne(this.#factors.q, head, row), keys, this.layer.keyCount, from, to);
+    this.fromProducts(head, row, from, to, scores);
+    return scores;
+  }
+
+  /**
+   * Turns inner products of a row with the keys `from` to `to` into weights, in place. Those whose score lies so far
+   * below the log-sum-exp as `nothing` says become 0 without being computed.
+   */
+  fromProducts(head: number, row: number, from: number, to: number, products: Float64Array, nothing = -Infinity): void {
+    const { layer } = this;
+    const query = this.queryPosition(row);
+    const lse = this.#factors.lse[head * layer.queryCount + row]!;
+    if (layer.mask || layer.bias || layer.softcap !== null || lse === -Infinity) {
+      for (let key = from; key < to; key++) products[key - from] = this.#weight(head, row, query, key, products[key - from]!);
+      return;
+    }
+    for (let i = 0; i < to - from; i++) {
+      const score = products[i]! - lse;
+      products[i] = score > nothing ? Math.exp(score) : 0;
+    }
+  }
+
   /** Weights that every recorded query gives to one key, in the order of the recorded rows. */
   column(head: number, key: number): Float64Array {
     const { layer } = this;
-    const queries = (this.#queries[head] ??= decodeHead(layer.q, head));
-    const scores = this.#sweep(head, decodeOne(layer.k, head, key), queries, layer.queryCount);
+    const { weights } = layer;
+    if (weights) {
+      const out = new Float64Array(layer.queryCount);
+      for (let row = 0; row < out.length; row++) out[row] = weights[(head * layer.queryCount + row) * layer.keyCount + key]! / ONE;
+      return out;
+    }
+    const queries = (this.#queries[head] ??= decodeHead(this.#factors.q, head));
+    const scores = this.#sweep(head, decodeOne(this.#factors.k, head, key), queries, layer.queryCount);
     for (let row = 0; row < scores.length; row++) {
       scores[row] = this.#weight(head, row, this.queryPosition(row), key, scores[row]!);
     }
     return scores;
   }
 
-  /** True for a query that sees no key at all. */
+  /** True for a query that sees no key at all, or whose given weights are all 0. */
   blind(head: number, row: number): boolean {
-    return this.layer.lse[head * this.layer.queryCount + row] === -Infinity;
+    if (this.layer.weights) return this.row(head, row).every((weight) => weight === 0);
+    return this.#factors.lse[head * this.layer.queryCount + row] === -Infinity;
   }
 
   sink(head: number, row: number): number {
@@ -56,20 +102,28 @@ export class LayerWeights {
     return this.layer.entropy?.[head * this.layer.queryCount + row] ?? null;
   }
 
-  #sweep(head: number, one: Int32Array, many: Int32Array, count: number): Float64Array {
+  #given(weights: Uint16Array, head: number, row: number, from: number, to: number): Float64Array {
+    const first = (head * this.layer.queryCount + row) * this.layer.keyCount + from;
+    const out = new Float64Array(to - from);
+    for (let i = 0; i < out.length; i++) out[i] = weights[first + i]! / ONE;
+    return out;
+  }
+
+  #sweep(head: number, one: Int32Array, many: Int32Array, count: number, begin = 0, end = count): Float64Array {
     const dims = one.length;
-    const out = new Float64Array(count);
+    const { steps } = this.#factors;
+    const out = new Float64Array(end - begin);
     for (let dim = 0; dim < dims; dim++) {
-      const factor = this.layer.steps[head * dims + dim]! * one[dim]!;
-      const from = dim * count;
-      for (let i = 0; i < count; i++) out[i]! += factor * many[from + i]!;
+      const factor = steps[head * dims + dim]! * one[dim]!;
+      const from = dim * count + begin;
+      for (let i = 0; i < out.length; i++) out[i]! += factor * many[from + i]!;
     }
     return out;
   }
 
   #weight(head: number, row: number, query: number, key: number, dot: number): number {
     const { layer } = this;
-    const lse = layer.lse[head * layer.queryCount + row]!;
+    const lse = this.#factors.lse[head * layer.queryCount + row]!;
     if (lse === -Infinity || (layer.mask && !layer.mask(head, query, key))) return 0;
     let score = layer.softcap === null ? dot : layer.softcap * Math.tanh(dot / layer.softcap);
     if (layer.bias) {

@@ -10,7 +10,7 @@ describe("document", () => {
     const { document, buffer } = buildPage({ queries: [1, 4] });
     const page = readPage(parseDocument(JSON.stringify(document)), buffer);
     const layer = page.layers[0]!;
-    expect([layer.index, layer.heads, layer.queryCount, layer.keyCount, layer.q.dims]).toEqual([2, [0, 3, 7], 2, 11, 2]);
+    expect([layer.index, layer.heads, layer.queryCount, layer.keyCount, layer.qk!.q.dims]).toEqual([2, [0, 3, 7], 2, 11, 2]);
     expect([layer.overview.rows, layer.overview.columns]).toEqual([3, 4]);
   });
 

@@ -5,11 +5,11 @@ export interface Reference { offset: number; dtype: string; shape: number[] }
 export class DataBlock {
   #bytes: number[] = [];
 
-  add(values: ArrayLike<number>, dtype: "f64" | "f32" | "i32" | "u8", shape: number[]): Reference {
+  add(values: ArrayLike<number>, dtype: "f64" | "f32" | "i32" | "u16" | "u8", shape: number[]): Reference {
     while (this.#bytes.length % 8 !== 0) this.#bytes.push(0);
     const offset = this.#bytes.length;
-    const kinds = { f64: Float64Array, f32: Float32Array, i32: Int32Array, u8: Uint8Array };
-    this.#bytes.push(...new Uint8Array(kinds[dtype].from(values).buffer));
+    const kinds = { f64: Float64Array, f32: Float32Array, i32: Int32Array, u16: Uint16Array, u8: Uint8Array };
+    for (const byte of new Uint8Array(kinds[dtype].from(values).buffer)) this.#bytes.push(byte);
     return { offset, dtype, shape };
   }
 
@@ -55,6 +55,8 @@ export interface Recipe {
   mask?: (data: DataBlock) => unknown;
   visible?: (head: number, query: number, key: number) => boolean;
   sinks?: number[] | null;
+  /** Tokens a side of the blocks that the page brings along. */
+  blocks?: number;
   seed?: number;
 }
 
@@ -65,6 +67,19 @@ export interface Built {
   /** expected[head][row][key], by the plain formula. */
   expected: number[][][];
   expectedSink: number[][];
+}
+
+function blocksOf(weights: number[][][], side: number, Lq: number, Lk: number, data: DataBlock): unknown {
+  const [rows, columns] = [Math.ceil(Lq / side), Math.ceil(Lk / side)];
+  const kinds = { mean: [] as number[], max: [] as number[] };
+  for (const head of weights) for (let row = 0; row < rows; row++) for (let column = 0; column < columns; column++) {
+    const lines = head.slice(row * side, (row + 1) * side).map((line) => line.slice(column * side, (column + 1) * side));
+    const all = lines.flat();
+    kinds.mean.push(all.reduce((sum, weight) => sum + weight, 0) / lines.length);
+    kinds.max.push(Math.max(...all));
+  }
+  const add = (values: number[]) => data.add(values.map((value) => Math.round(255 * Math.sqrt(value))), "u8", [weights.length, rows, columns]);
+  return { side, mean: add(kinds.mean), max: add(kinds.max) };
 }
 
 export function buildPage(recipe: Recipe = {}): Built {
@@ -109,6 +124,7 @@ export function buildPage(recipe: Recipe = {}): Built {
     bias: biasValues && data.add(biasValues, "f32", [biasHeads!, Lq, Lk]), mask: recipe.mask ? recipe.mask(data) : null,
     sink: sinks && data.add(expectedSink.flat(), "f32", [H, Lq]), entropy: null,
     overview: data.add(new Uint8Array(H * 3 * 4), "u8", [H, 3, 4]), overview_peak: data.add(new Float32Array(H), "f32", [H]),
+    blocks: recipe.blocks === undefined ? null : blocksOf(expected, recipe.blocks, Lq, Lk, data),
   };
   const words = (name: string, length: number) => ({ name, tokens: Array.from({ length }, (_, i) => `${name}${i}`) });
   const document = {

@@ -33,6 +33,7 @@ class Statistics:
         offsets: attention mass by distance (query position minus key); True for bins at powers of two, or ascending bin
             edges: bin i holds the distances from edges[i] up to, not including, edges[i + 1].
         blocks: (s, t): the mean weight of each block of s queries × t keys, the overview map.
+        block_peaks: the largest weight of each of these blocks too, in which a single strong link shows.
         rows: queries whose whole rows of weights to return.
         columns: keys whose whole columns of weights to return.
         sink: probability that went to learned sinks.
@@ -40,7 +41,7 @@ class Statistics:
 
     Raises:
         TypeError: numbers that are no whole ones, or no list where one is expected; the message says what to write.
-        ValueError: numbers that are too small, or edges that do not ascend.
+        ValueError: numbers that are too small, edges that do not ascend, or ``block_peaks`` without ``blocks``.
 
     Memory: O(Lq + Lk) per head, plus what ``rows``, ``columns``, ``top`` and ``blocks`` name; never Lq × Lk.
 
@@ -56,6 +57,7 @@ class Statistics:
     received: bool = False
     offsets: bool | tuple[int, ...] = False
     blocks: tuple[int, int] | None = None
+    block_peaks: bool = False
     rows: tuple[int, ...] | None = None
     columns: tuple[int, ...] | None = None
     sink: bool = False
@@ -71,6 +73,8 @@ class Statistics:
             raise ValueError(f"top={self.top} is negative: it counts the largest weights to return, 0 for none.")
         if self.blocks is not None:
             object.__setattr__(self, "blocks", _block_sizes(self.blocks))
+        elif self.block_peaks:
+            raise ValueError("block_peaks=True without blocks: say how large a block is, for example blocks=(64, 64).")
         if not isinstance(self.offsets, bool):
             object.__setattr__(self, "offsets", _bin_edges(self.offsets))
         object.__setattr__(self, "own", checked_own(self.own))
@@ -114,6 +118,7 @@ class Statistics:
             received=True,
             offsets=True,
             blocks=(block, block),
+            block_peaks=True,
             rows=whole_numbers("rows", rows),
             columns=whole_numbers("columns", columns),
             sink=True,
@@ -188,6 +193,8 @@ class Measurements:
     offsets: Float[Tensor, "batch head bin"] | None = None
     offset_edges: Int[Tensor, " edge"] | None = None
     blocks: Float[Tensor, "batch head query_block key_block"] | None = None
+    block_peaks: Float[Tensor, "batch head query_block key_block"] | None = None
+    """0 where no pair of a block is visible."""
     block_size: Int[Tensor, "2"] | None = None
     rows: Float[Tensor, "batch head row key"] | None = None
     row_queries: Int[Tensor, " row"] | None = None
@@ -235,6 +242,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "offsets": ("batch", "head", "bin"),
     "offset_edges": ("edge",),
     "blocks": ("batch", "head", "query_block", "key_block"),
+    "block_peaks": ("batch", "head", "query_block", "key_block"),
     "block_size": ("side",),
     "rows": ("batch", "head", "row", "key"),
     "row_queries": ("row",),

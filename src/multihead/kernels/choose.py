@@ -123,7 +123,7 @@ def measure(
         call: the attention; its dropout plays no part.
         statistics: what to compute.
         queries: (r,) indices of the queries to measure; None: all. ``rows`` must be among them; ``received`` and
-            ``offsets`` then count these queries only, and ``blocks`` counts them off in their order.
+            ``offsets`` then count these queries only, and ``blocks`` and ``block_peaks`` count them off in their order.
         output: whether to return Σ P v of the measured queries, (B, H, r, Dv).
 
     Raises:

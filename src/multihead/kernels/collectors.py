@@ -188,31 +188,35 @@ class Offsets(Collector):
 
 
 class Blocks(Collector):
-    """Mean weight of each block of queries and keys. Tiles start at multiples of the key block."""
+    """Mean and largest weight of each block of queries and keys. Tiles start at multiples of the key block."""
 
-    def __init__(self, call: AttentionCall, queries: Tensor, blocks: tuple[int, int]) -> None:
+    def __init__(self, call: AttentionCall, queries: Tensor, blocks: tuple[int, int], *, peaks: bool) -> None:
         super().__init__(call, queries)
         self.height, self.width = blocks
         down, across = (
             -(-length // size) for length, size in ((self.count, self.height), (self.sizes.keys, self.width))
         )
         self.total = self._empty(self.sizes.heads, down, across, dtype=self.sum_dtype)
+        self.peaks = self._empty(self.sizes.heads, down, across) if peaks else None
 
     def add(self, tile: Tile) -> None:
         part, keys = tile.part, tile.weights.shape[-1]
         if not keys:
             return
-        padded = torch.nn.functional.pad(tile.weights, (0, -keys % self.width))
-        across = padded.unflatten(-1, (-1, self.width)).sum(-1)
-        places = torch.arange(part.rows.start, part.rows.stop, device=across.device) // self.height
+        padded = torch.nn.functional.pad(tile.weights, (0, -keys % self.width)).unflatten(-1, (-1, self.width))
+        places = torch.arange(part.rows.start, part.rows.stop, device=padded.device) // self.height
         first = part.keys.start // self.width
-        target = self.total[part.batch, part.heads, :, first : first + across.shape[-1]]
-        target.index_add_(2, places, across.to(self.sum_dtype))
+        where = (part.batch, part.heads, slice(None), slice(first, first + padded.shape[-2]))
+        self.total[where].index_add_(2, places, padded.sum(-1).to(self.sum_dtype))
+        if self.peaks is not None:
+            largest_across = padded.amax(-1)
+            self.peaks[where].scatter_reduce_(2, places[:, None].expand_as(largest_across), largest_across, "amax")
 
     def answer(self) -> dict[str, Tensor]:
         means = block_means(self.total, (self.height, self.width), self.count, self.sizes.keys)
         size = torch.tensor([self.height, self.width], device=self.total.device)
-        return {"blocks": means.to(self.dtype), "block_size": size}
+        found = {"blocks": means.to(self.dtype), "block_size": size}
+        return found if self.peaks is None else found | {"block_peaks": self.peaks}
 
 
 class Rows(Collector):
@@ -319,7 +323,7 @@ def collectors_for(call: AttentionCall, statistics: Statistics, queries: Tensor)
     if statistics.offsets:
         chosen.append(Offsets(call, queries, statistics.edges(call.sizes)))
     if statistics.blocks is not None:
-        chosen.append(Blocks(call, queries, statistics.blocks))
+        chosen.append(Blocks(call, queries, statistics.blocks, peaks=statistics.block_peaks))
     if statistics.rows is not None:
         chosen.append(Rows(call, queries, statistics.rows))
     if statistics.columns is not None:

@@ -80,7 +80,8 @@ def working_bytes(sizes: Sizes, statistics: Statistics) -> int:
     if statistics.own:
         found += 4 * max(TILE, heads * keys * int(jobs.starts.diff().max()))
     if statistics.blocks is not None:
-        found += 3 * 8 * heads * len(jobs.pieces()) * -(-keys // statistics.blocks[1])
+        a_cell = 3 * 8 + 4 * statistics.block_peaks
+        found += a_cell * heads * len(jobs.pieces()) * -(-keys // statistics.blocks[1])
     return found
 
 

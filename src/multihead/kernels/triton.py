@@ -172,6 +172,7 @@ class _Work:
         self.mass = self._new(self.across.count, len(edges) - 1, dtype=torch.float64) if edges else None
         self.block_parts = self.across.cells if self.across.tiles == 1 else self.across.count
         self.blocks = self._new(self.down.cells, self.block_parts) if asked.blocks else None
+        self.block_peaks = self._new(self.down.cells, self.block_parts) if asked.block_peaks else None
         self.rows = self._new(len(asked.rows), keys) if asked.rows is not None else None
         places = {number: place for place, number in enumerate(numbers.tolist())} if asked.rows else {}
         self.row_places = [places[row] for row in asked.rows or ()]
@@ -208,7 +209,7 @@ class _Work:
         self.programs.second_pass[(across.count * self._pairs,)](
             self.q, self.q.stride(), self.k, self.k.stride(), self.numbers,
             self._seeing_tiles, self.seen.span_argument, *_tables(part), self.shift, self.inverse,
-            self.received, self.seers, self.edges, self.mass, self.blocks,
+            self.received, self.seers, self.edges, self.mass, self.blocks, self.block_peaks,
             *_bounds(part), first_tile, stop_tile, across.count,
             len(self.numbers), self.call.sizes.keys, self.call.sizes.offset, bins,
             *self._sizes, self.call.factor, self.call.softcap,
@@ -276,6 +277,8 @@ class _Work:
             total = self.blocks.unflatten(-1, (self.across.cells, self.across.tiles)).sum(-1)
             found["blocks"] = block_means(total, asked.blocks, self.down.length, self.across.length)
             found["block_size"] = torch.tensor(asked.blocks, device=device)
+            if self.block_peaks is not None:
+                found["block_peaks"] = self.block_peaks.unflatten(-1, (self.across.cells, self.across.tiles)).amax(-1)
         if asked.rows is not None:
             found["row_queries"] = torch.tensor(asked.rows, dtype=torch.int64, device=device)
         if asked.columns is not None:

@@ -50,9 +50,6 @@ class Seeing:
         real = statistics_dtype(self.dtype).itemsize
         rows, columns = (len(chosen or ()) for chosen in (asked.rows, asked.columns))
         bins = max(len(asked.edges(sizes)) - 1, 0)
-        down, across = (
-            -(-length // size) for length, size in zip((queries, keys), asked.blocks or (1, 1), strict=True)
-        )
         per_query = batch * heads * queries
         found = {name: per_query * real for name in ("lse", "max_score", "entropy", "sink") if getattr(asked, name)}
         if asked.visible:
@@ -64,7 +61,9 @@ class Seeing:
         if bins:
             found["offsets"] = batch * heads * bins * real + 8 * (bins + 1)
         if asked.blocks is not None:
-            found["blocks"] = batch * heads * down * across * real + 16
+            found["blocks"] = self._block_cells() * real + 16
+        if asked.block_peaks:
+            found["block_peaks"] = self._block_cells() * real
         if asked.rows is not None:
             found["rows"] = batch * heads * rows * keys * real + 8 * rows
         if asked.columns is not None:
@@ -76,6 +75,13 @@ class Seeing:
         if self.qk:
             found["qk"] = self.head_dim * self.dtype.itemsize * (per_query + batch * self.kv_heads * keys)
         return found
+
+    def _block_cells(self) -> int:
+        """Blocks of all heads; 0 where none are asked for."""
+        if self.statistics.blocks is None:
+            return 0
+        height, width = self.statistics.blocks
+        return self.sizes.batch * self.heads * -(-self.queries // height) * -(-self.sizes.keys // width)
 
     def working(self) -> int:
         """Bytes that measuring it takes for a while beside what it keeps, in the kernel that takes most: a bound.
@@ -92,13 +98,17 @@ class Seeing:
         if asked.offsets:
             # running sums, and these at each edge of a bin, by place
             per_score += 8 + 24 * len(asked.edges(sizes)) / max(keys, 1)
+        if asked.blocks is not None:
+            # what each query gives to each block across
+            per_score += (real + 8) / asked.blocks[1]
         if asked.top:
             per_score += 2 * real + 8
         if asked.visible:
             per_score += 1
         operands = batch * keys * self.kv_heads * (self.head_dim + self.value_dim) * real
         output = 4 * batch * heads * self.queries * self.value_dim * real if self.verify else 0
-        sums = 8 * batch * heads * keys * (3 if asked.received else 0)
+        # float64 sums, and what is made of them
+        sums = 8 * batch * heads * keys * (3 if asked.received else 0) + 8 * 2 * self._block_cells()
         in_tiles = math.ceil(tile * per_score) + sums
         measured = Sizes(batch, heads, self.queries, keys)
         return max(in_tiles, cpu.working_bytes(measured, asked)) + operands + output
@@ -144,6 +154,9 @@ def in_bytes(number: int | float) -> str:
 def what_to_leave_out(kept: Mapping[str, int]) -> str:
     """The dearest of what would be kept, and how to do without."""
     dearest = max(kept, key=lambda name: kept[name], default="lse")
+    if dearest == "blocks" and "block_peaks" in kept:
+        # as large but for a few bytes, and nothing without blocks
+        dearest = "block_peaks"
     size = in_bytes(kept.get(dearest, 0))
     if dearest == "qk":
         return f"qk=False saves {size}"

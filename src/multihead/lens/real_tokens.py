@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from multihead.lens.host import HostAttention, HostOutput
 from multihead.lens.texts import crosses, side_of
-from multihead.masks import And, Mask, Padding
+from multihead.recording.selection import hidden_as_padding
 
 _TARGET = ("decoder_attention_mask", "target_valid", "tgt_key_padding_mask", "valid")
 _SOURCE = ("encoder_attention_mask", "source_valid", "context_valid", "memory_key_padding_mask")
@@ -65,7 +65,7 @@ class RealTokens:
         keys = sizes.keys - len(attention.extra_keys)
         said = self.texts.get(query_text)
         if said is None and not cross:
-            said = _hidden_by(attention.call.mask)
+            said = hidden_as_padding(attention.call.mask)
             said = None if said is None else said[:, :keys]
         if said is not None and said.shape[0] in (1, sizes.batch):
             length = said.shape[1]
@@ -80,9 +80,8 @@ class RealTokens:
         sizes = attention.call.sizes
         _, key_text, _ = self.roles(attention, name)
         lengths = (sizes.keys, sizes.keys - len(attention.extra_keys))
-        known = [said for said in (self.texts.get(key_text), _hidden_by(attention.call.mask)) if said is not None]
-        for said in known:
-            if said.shape[0] in (1, sizes.batch) and said.shape[1] in lengths and said.shape[1]:
+        for said in (self.texts.get(key_text), hidden_as_padding(attention.call.mask)):
+            if said is not None and said.shape[0] in (1, sizes.batch) and said.shape[1] in lengths and said.shape[1]:
                 return said.int().argmax(1).expand(sizes.batch).tolist()
         return [0] * sizes.batch
 
@@ -109,15 +108,3 @@ def _real(said: Any, *, hiding: bool) -> Tensor | None:
     if not hiding:
         return said != 0
     return said == 0 if said.is_floating_point() else ~said.bool()
-
-
-def _hidden_by(mask: Mask | None) -> Tensor | None:
-    """(B or 1, Lk), False at keys that a mask hides as padding; None where it hides none so."""
-    match mask:
-        case Padding(valid):
-            return valid
-        case And(left, right):
-            parts = [part for part in (_hidden_by(left), _hidden_by(right)) if part is not None]
-            return None if not parts else parts[0] if len(parts) == 1 else parts[0] & parts[1]
-        case _:
-            return None

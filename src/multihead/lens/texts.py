@@ -12,9 +12,7 @@ from multihead.errors import ObservationError
 from multihead.lens.measuring import Sight
 from multihead.masks import Sizes
 from multihead.recording import Layer
-
-Tokens = Sequence[str] | Sequence[Sequence[str]]
-"""The tokens of one sequence, or one list of them for each sequence of the batch."""
+from multihead.recording.words import Tokens, token_lists
 
 _SELF = re.compile(r"self", re.IGNORECASE)
 _CROSS = re.compile(r"cross|encoder_attn|encdec|multihead_attn", re.IGNORECASE)
@@ -37,7 +35,7 @@ def with_texts(
     """
     roles = _roles(sights, two=source is not None)
     two = any("source" in pair for pair in roles)
-    given = {"target" if two else "text": _lists("tokens", tokens), "source": _lists("source", source)}
+    given = {"target" if two else "text": token_lists("tokens", tokens), "source": token_lists("source", source)}
     if source is not None and not two:
         raise ObservationError("source was given, but no layer that was seen attends from one text to another.")
     lengths: dict[str, int] = {}
@@ -170,21 +168,3 @@ def side_of(name: str) -> str | None:
     """Which of two texts a module works on, as its path says: ``source``, ``target`` or None."""
     found = _SIDE.search(name)
     return None if found is None else {"encoder": "source", "decoder": "target"}[found.group(1).lower()]
-
-
-def _lists(argument: str, tokens: Tokens | None) -> list[list[str]] | None:
-    """One list of tokens for each sequence."""
-    if tokens is None:
-        return None
-    if isinstance(tokens, str):
-        raise TypeError(f"{argument} is one string: give a list of tokens, as tokenizer.convert_ids_to_tokens returns.")
-    lists: list[list[object]] = [list(tokens)]
-    if not all(isinstance(token, str) for token in tokens):
-        lists = [list(row) if isinstance(row, Sequence) else [row] for row in tokens]
-    wrong = next((token for row in lists for token in row if not isinstance(token, str)), None)
-    if wrong is not None:
-        raise TypeError(
-            f"{argument} holds {wrong!r}, a {type(wrong).__name__}: give a list of strings, or one such list for each "
-            "sequence."
-        )
-    return [[str(token) for token in row] for row in lists]

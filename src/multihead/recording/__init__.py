@@ -3,5 +3,6 @@
 from multihead.recording.query import Link
 from multihead.recording.recording import Layer, Recording
 from multihead.recording.store import load
+from multihead.recording.traits import HeadTraits
 
-__all__ = ["Layer", "Link", "Recording", "load"]
+__all__ = ["HeadTraits", "Layer", "Link", "Recording", "load"]

@@ -16,6 +16,8 @@ from multihead.recording.shapes import STATISTICS, Form, check_forms
 class Layer:
     """One attention of one run of a model: what is needed to recompute any of its weights, and its statistics.
 
+    Weights that someone already had are in ``weights`` instead, and there is nothing to recompute them from.
+
     ``heads`` and ``queries`` name what was kept, by the model's own numbers; the head and query axes of all tensors are
     those, in that order.
 
@@ -28,7 +30,7 @@ class Layer:
     name: str
     """Path of the module that computed it, as in ``named_modules()``."""
     host: str
-    """Who computed it: ``multihead``, ``sdpa``, ``nn.MultiheadAttention`` or ``transformers``."""
+    """Who computed it: ``multihead``, ``sdpa``, ``nn.MultiheadAttention`` or ``transformers``; or ``given``."""
     sizes: Sizes
     """Of the attention as the model computed it: batch, all heads, all queries, all keys."""
     heads: tuple[int, ...]
@@ -47,6 +49,8 @@ class Layer:
     statistics: Measurements = field(default_factory=Measurements)
     q: Float[Tensor, "batch head query dim"] | None = None
     k: Float[Tensor, "batch kv_head key dim"] | None = None
+    weights: Float[Tensor, "batch head query key"] | None = None
+    """In place of q and k, where only the weights themselves are known: see :meth:`Recording.from_weights`."""
     query_text: str = "text"
     key_text: str = "text"
 
@@ -79,8 +83,8 @@ class Layer:
         return axes_of(statistic)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor it holds but the mask's, by name: ``q``, ``k``, ``bias``, ``sinks``, ``statistics.lse``."""
-        held = {name: getattr(self, name) for name in ("q", "k", "bias", "sinks")}
+        """Every tensor it holds but the mask's, by name: ``q``, ``k``, ``weights``, ``sinks``, ``statistics.lse``."""
+        held = {name: getattr(self, name) for name in ("q", "k", "weights", "bias", "sinks")}
         found = {name: tensor for name, tensor in held.items() if tensor is not None}
         return found | {STATISTICS + name: tensor for name, tensor in self.statistics.named().items()}
 

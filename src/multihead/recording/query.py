@@ -1,7 +1,7 @@
 """Weights of chosen heads, queries and keys, recomputed from queries, keys and log-sum-exp; and the strongest of them.
 
 A weight is exp(s - lse) with the score s computed as the kernels compute it (``kernels.tiles``), so nothing of size
-Lq × Lk is ever needed: memory is that of the answer and one tile.
+Lq × Lk is ever needed: memory is that of the answer and one tile. Where weights were given, they are read.
 """
 
 import itertools
@@ -59,7 +59,7 @@ def weights(
     """The weights of chosen heads, queries and keys of one sequence, in the dtype of statistics.
 
     Args:
-        layer: with q, k and the log-sum-exp.
+        layer: with q, k and the log-sum-exp, or with the weights themselves.
         queries: the model's own query numbers; None: all that were kept.
         keys: key numbers; None: all.
         heads: the model's own head numbers; None: all that were kept.
@@ -69,18 +69,28 @@ def weights(
         RecordingError: something asked for was not recorded.
         TypeError: what is asked for are no lists of numbers.
     """
-    q, _, _ = kept_of(layer)
+    held = layer.weights
+    q = kept_of(layer)[0] if held is None else held
     check_item(item, layer.sizes.batch)
     head_places = _places("head", heads, layer.heads, layer.index)
     kept_queries = range(layer.sizes.queries) if layer.queries is None else layer.queries
     query_places = _places("query", queries, kept_queries, layer.index)
     key_places = _places("key", keys, range(layer.sizes.keys), layer.index)
+    if held is not None:
+        return _picked(held[item], head_places, query_places, key_places)
     shape = (len(head_places), len(query_places), len(key_places))
     answer = torch.zeros(shape, dtype=statistics_dtype(q.dtype), device=q.device)
     rows = _indices(query_places, q.device)
     for found, place in zip(answer, head_places, strict=True):
         _fill(found, layer, item, place, rows, key_places)
     return answer
+
+
+def _picked(held: Tensor, heads: Sequence[int], queries: Sequence[int], keys: Sequence[int]) -> Tensor:
+    """Weights out of those of one sequence, (head, query, key); a copy, no larger than the answer."""
+    rows, columns = (_indices(places, held.device) for places in (queries, keys))
+    found = held[_indices(heads, held.device)[:, None, None], rows[:, None], columns]
+    return found.to(statistics_dtype(found.dtype))
 
 
 def _fill(answer: Tensor, layer: Layer, item: int, place: int, rows: Tensor, keys: Sequence[int]) -> None:
@@ -138,6 +148,11 @@ def kept_of(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
         RecordingError: one of them was not kept; the message says how to keep it.
     """
     q, k, lse = layer.q, layer.k, layer.statistics.lse
+    if layer.weights is not None:
+        raise RecordingError(
+            f"layer {layer.index} holds the weights that were given and no queries and keys, which this needs: rows, "
+            "columns, tile and top read the weights; for the rest observe the model itself."
+        )
     if q is None or k is None:
         raise RecordingError(
             f"layer {layer.index} holds no queries and keys to recompute weights from: observe with qk=True."

@@ -3,7 +3,7 @@
 import os  # noqa: TC003
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,10 +11,16 @@ from torch import Tensor
 from multihead.conventions import in_words
 from multihead.counting import whole, whole_numbers
 from multihead.errors import RecordingError, SourceError
+from multihead.recording.given import Weights, layers_of
 from multihead.recording.layer import Layer
 from multihead.recording.query import Link, check_item, ends_of, numbers, strongest, token_at, weights
 from multihead.recording.selection import layer_of_sequence
-from multihead.recording.words import occurrences, shown, suggestions
+from multihead.recording.words import Tokens, occurrences, shown, suggestions
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+    from multihead.recording.traits import HeadTraits
 
 __all__ = ["Layer", "Link", "Recording"]
 
@@ -60,6 +66,53 @@ class Recording:
             raise ValueError(f"layer indices {indices} name one twice: each attention of a run has its own.")
         for name, sequences in self.texts.items():
             _check_text(name, sequences, self.layers)
+
+    @classmethod
+    def from_weights(
+        cls,
+        weights: Weights,
+        tokens: Tokens,
+        *,
+        key_tokens: Tokens | None = None,
+        heads: Sequence[int] | None = None,
+        layers: Sequence[int] | None = None,
+        provenance: Mapping[str, str] | None = None,
+    ) -> "Recording":
+        """A recording of weights that someone already has: of a model's ``attentions``, of a file, of an experiment.
+
+        Such a recording holds the weights themselves in place of queries and keys. All that asks for weights works, in
+        Python, in the terminal and on the page; what needs scores (lse, masks) is not there.
+
+        Args:
+            weights: for each layer a tensor or array, (batch, heads, queries, keys), or (heads, queries, keys) of one
+                sequence; None for a layer that has none, which keeps its number. Rows need not add up to 1: they may be
+                averaged, pruned or dropped out.
+            tokens: of the text, one for each position; a list for each sequence of a batch.
+            key_tokens: of the text that is looked at, where that is another one: cross-attention.
+            heads: numbers of the heads, the same for each layer, where ``weights`` has only some of the model's; the
+                model is taken to have as many as the highest says. None: 0, 1, 2, ...
+            layers: numbers of the layers, one for each entry of ``weights``; None: 0, 1, 2, ...
+            provenance: text to text: model, versions, date.
+
+        Returns:
+            A recording with entropy (where each row adds up to 1 or 0) and received. Half precision is kept as float32;
+            other tensors are not copied.
+
+        Raises:
+            ValueError: shapes do not fit the tokens, or numbers are no weights: NaN, below 0, above 1 + 10⁻³. The
+                message says what to do.
+            TypeError: what is no list of arrays of floating-point numbers, or no tokens.
+
+        Memory: the weights, O(Lq · Lk) for each head, and once more those of one layer.
+
+        >>> import torch
+        >>> attentions = torch.tensor([[[0.9, 0.1, 0.0], [0.2, 0.3, 0.5], [0.0, 0.75, 0.25]]])
+        >>> recording = Recording.from_weights([attentions], ["they", "act", "now"])
+        >>> print(*recording.top("now", count=1))
+        layer 0 head 0: now (2) → act (1)  0.750
+        """
+        found, texts = layers_of(weights, tokens, key_tokens, heads, layers)
+        return cls(found, texts, {} if provenance is None else dict(provenance))
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -122,7 +175,7 @@ class Recording:
 
         Returns:
             (heads, r, Lk), in float32 (float64 for float64 queries), recomputed from queries, keys and log-sum-exp:
-            they are before dropout and sum to 1 less what went to sinks.
+            they are before dropout and sum to 1 less what went to sinks. Weights that were given come as they are.
 
         Raises:
             RecordingError: queries, keys or log-sum-exp were not kept, or not those of the chosen heads and queries.
@@ -248,6 +301,27 @@ class Recording:
         ends = ends_of(chosen, found.get, lambda name: len(self._tokens(name, item)), direction=direction)
         return [self._link(*link, item=item) for link in strongest(ends, heads, item, count)]
 
+    def traits(self, *, layers: Sequence[int] | None = None, item: int = 0, measure: bool = True) -> "list[HeadTraits]":
+        """What each head does: how broadly, how far and at which tokens it looks, and its kind in a word.
+
+        Args:
+            layers: by ``index``; None: all.
+            item: the sequence in the batch.
+            measure: whether to measure what the recorded statistics do not say, by a pass over all pairs of a layer.
+                Numbers that are neither recorded nor measured are None.
+
+        Returns:
+            One :class:`HeadTraits` for each layer and head, in order; printed, they are a table.
+
+        Raises:
+            RecordingError: a layer or the sequence is not there.
+
+        Memory: linear in the tokens.
+        """
+        from multihead.recording.traits import traits_of
+
+        return traits_of(self, layers=layers, item=item, measure=measure)
+
     def _find(
         self, token: str | int, names: Sequence[str], text: str | None, item: int, occurrence: int | None
     ) -> dict[str, tuple[int, ...]]:
@@ -324,6 +398,44 @@ class Recording:
         from multihead.recording.store import save
 
         save(self, path)
+
+    def figure(
+        self,
+        kind: str | None = None,
+        *,
+        layer: int | None = None,
+        heads: Sequence[int] | None = None,
+        token: str | int | None = None,
+        queries: Sequence[int] | None = None,
+        keys: Sequence[int] | None = None,
+        item: int = 0,
+        scale: str | None = None,
+        size: int | float | tuple[int | float, int | float] | None = None,
+        dark: bool = False,
+        title: str | None = None,
+    ) -> "matplotlib.figure.Figure":
+        """A figure for a paper: ``heads``, ``map``, ``text`` or ``links``; see :func:`multihead.view.figures.figure`.
+
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError, TypeError, SourceError, RecordingError: as there.
+        """
+        from multihead.view.figures import figure
+
+        return figure(
+            self,
+            kind,
+            layer=layer,
+            heads=heads,
+            token=token,
+            queries=queries,
+            keys=keys,
+            item=item,
+            scale=scale,
+            size=size,
+            dark=dark,
+            title=title,
+        )
 
 
 def _check_text(name: str, sequences: Sequence[Sequence[str]], layers: Sequence[Layer]) -> None:

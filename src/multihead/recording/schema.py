@@ -11,6 +11,8 @@ Schema 1 is a JSON object::
     layers      [{index, name, host, sizes: [batch, heads, queries, keys], heads, queries, kv_heads, scale, softcap,
                   mask, bias, query_text, key_text, tensors: [name, ...], nonfinite: [name, ...]}, ...]
     tensors     {name: {dtype, shape, crc32}}
+
+Schema 2 is the same with ``weights`` among a layer's tensors. A file says the oldest schema that knows all it holds.
 """
 
 import json
@@ -25,12 +27,15 @@ from multihead.recording.layer import Layer
 from multihead.recording.shapes import Form, check_forms, layer_axes
 
 FORMAT = "multihead-recording"
-SCHEMA = 1
+SCHEMA = 2
+"""The newest schema: what is read here."""
 
 LARGEST = 1 << 40
 """No size or number in a header may exceed this."""
 MOST_ENTRIES = 1 << 50
 """No tensor has more entries than this, repeated ones counted."""
+
+_SINCE = {"weights": 2}
 
 DTYPES = {
     "F64": torch.float64,
@@ -267,6 +272,11 @@ def _check_layer(header: LayerHeader, tensors: Mapping[str, StoredTensor], where
         )
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def schema_of(header: Header) -> int:
+    """The oldest schema that knows everything in a header."""
+    return max((_SINCE.get(name, 1) for layer in header.layers for name in layer.tensors), default=1)
 
 
 def listed(tensors: Mapping[str, StoredTensor], name: str) -> StoredTensor:

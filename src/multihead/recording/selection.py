@@ -32,6 +32,18 @@ def narrowed(mask: Mask, item: int, head: int | None = None) -> Mask:
             return mask
 
 
+def hidden_as_padding(mask: Mask | None) -> Tensor | None:
+    """(B or 1, Lk), False at keys that a mask hides as padding; None where it hides none so."""
+    match mask:
+        case Padding(valid):
+            return valid
+        case And(left, right):
+            parts = [part for part in map(hidden_as_padding, (left, right)) if part is not None]
+            return None if not parts else parts[0] if len(parts) == 1 else parts[0] & parts[1]
+        case _:
+            return None
+
+
 def holds_dense(mask: Mask | None) -> bool:
     """Whether a dense mask stands somewhere in a mask: asking it costs whole rows of keys."""
     match mask:
@@ -79,4 +91,5 @@ def layer_of_sequence(layer: Layer, item: int) -> Layer:
         statistics=Measurements.of(statistics),
         q=None if layer.q is None else layer.q[item : item + 1],
         k=None if layer.k is None else layer.k[item : item + 1],
+        weights=None if layer.weights is None else layer.weights[item : item + 1],
     )

@@ -17,6 +17,7 @@ STATISTICS = "statistics."
 _AXES: dict[str, tuple[str, ...]] = {
     "q": ("batch", "head", "query", "dim"),
     "k": ("batch", "kv_head", "key", "dim"),
+    "weights": ("batch", "head", "query", "key"),
     "bias": ("batch", "head", "query", "key"),
     "sinks": ("head",),
 }
@@ -63,6 +64,8 @@ def check_forms(forms: Mapping[str, Form], *, sizes: Sizes, heads: int, queries:
         raise ValueError(f"{offsets[0][2]} distance bins need {offsets[0][2] + 1} edges, but there are {edges[0][0]}.")
     if ("q" in forms) != ("k" in forms):
         raise ValueError("q and k are kept together or not at all.")
+    if "weights" in forms and "q" in forms:
+        raise ValueError("weights are kept, or q and k to recompute them from, not both.")
     if "k" in forms:
         _check_keys(forms["q"], forms["k"], heads, kv_heads)
 

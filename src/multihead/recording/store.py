@@ -26,7 +26,7 @@ from multihead.errors import RecordingError
 from multihead.files import written_whole
 from multihead.recording.layer import Layer
 from multihead.recording.recording import Recording
-from multihead.recording.schema import DTYPES, FORMAT, SCHEMA, Form, parse
+from multihead.recording.schema import DTYPES, FORMAT, Form, parse, schema_of
 from multihead.recording.stored import StoredFile, StoredLayer, check_masks, nonfinite_of
 from multihead.recording.stored_masks import MaskWriter, collapsed, pack
 
@@ -137,6 +137,7 @@ class _Writer:
             raise ValueError(
                 f"{strange[0]} has dtype {self._forms[strange[0]][1]}, which is none of {', '.join(DTYPES)}"
             )
+        self._schema = 1
         self._length = len(self._head(dict.fromkeys(self._order, 0)))
         if self._length > _HEADER_LIMIT:
             raise ValueError(
@@ -144,6 +145,7 @@ class _Writer:
             )
         header = parse(self._inner(dict.fromkeys(self._order, 0)), self._forms)
         check_masks(header)
+        self._schema = schema_of(header)
 
     def write(self, file: BinaryIO) -> None:
         """Write everything; the header goes last, when the checksums are known."""
@@ -171,7 +173,7 @@ class _Writer:
         inner += " " * (10 * len(checksums) - sum(len(str(checksum)) for checksum in checksums.values()))
         metadata = {
             "format": FORMAT,
-            "schema": str(SCHEMA),
+            "schema": str(self._schema),
             "recording": inner,
             "crc32": f"{zlib.crc32(inner.encode()):08x}",
         }

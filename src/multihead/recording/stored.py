@@ -15,6 +15,7 @@ from multihead.core import Measurements
 from multihead.errors import RecordingError
 from multihead.files import other_than_a_file
 from multihead.masks import Mask
+from multihead.recording.given import LARGEST_WEIGHT
 from multihead.recording.layer import Layer
 from multihead.recording.schema import DTYPES, FORMAT, SCHEMA, Form, Header, LayerHeader, parse
 from multihead.recording.shapes import STATISTICS
@@ -34,11 +35,14 @@ def nonfinite_of(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Which of q and k hold NaN or inf, as they may where no query sees it.
 
     Raises:
-        ValueError: the log-sum-exp holds NaN or +inf, which it cannot: -inf stands where a query sees nothing.
+        ValueError: the log-sum-exp holds NaN or +inf, which it cannot: -inf stands where a query sees nothing. Or
+            weights are none.
     """
-    lse = tensors.get("statistics.lse")
+    lse, weights = tensors.get("statistics.lse"), tensors.get("weights")
     if lse is not None:
         check_lse(lse)
+    if weights is not None:
+        check_weights(weights)
     return tuple(name for name in ("q", "k") if name in tensors and not finite(tensors[name]))
 
 
@@ -46,6 +50,15 @@ def check_lse(lse: Tensor) -> None:
     """Raise ``ValueError`` where a log-sum-exp holds NaN or +inf."""
     if lse.numel() and not bool(lse.amax() < torch.inf):
         raise ValueError("statistics.lse holds NaN or inf: the scores of some query were no numbers")
+
+
+def check_weights(weights: Tensor) -> None:
+    """Raise ``ValueError`` where weights hold NaN or leave 0 to 1 by more than rounding and averaging explain."""
+    if not weights.numel():
+        return
+    low, high = (float(end) for end in torch.aminmax(weights))
+    if not 0.0 <= low <= high <= LARGEST_WEIGHT:
+        raise ValueError(f"weights holds {low if not low >= 0.0 else high:.4g}, which is no number between 0 and 1")
 
 
 def finite(tensor: Tensor) -> bool:
@@ -129,7 +142,7 @@ class StoredFile:
 
 def _header(metadata: Mapping[str, str], forms: Mapping[str, Form]) -> Header:
     schema, text = metadata.get("schema", ""), metadata.get("recording", "")
-    if schema != str(SCHEMA):
+    if schema not in {str(known) for known in range(1, SCHEMA + 1)}:
         raise ValueError(f"schema {schema!a:.40} is none there has been")
     if metadata.get("crc32") != f"{zlib.crc32(text.encode()):08x}":
         raise ValueError("the header's checksum does not fit it")
@@ -152,7 +165,7 @@ def _forms(handle: safe_open) -> dict[str, Form]:
     return forms
 
 
-_READ_LATER = ("q", "k", "bias", "sinks", "statistics", "mask")
+_READ_LATER = ("q", "k", "weights", "bias", "sinks", "statistics", "mask")
 
 
 class StoredLayer(Layer):
@@ -173,6 +186,11 @@ class StoredLayer(Layer):
         vars(layer).update(known, _file=file, _header=header)
         return layer
 
+    @property
+    def path(self) -> Path:
+        """The file that its tensors are mapped from."""
+        return self._file.path
+
     def __reduce__(self) -> tuple[object, ...]:
         return _layer_of, ({field.name: getattr(self, field.name) for field in fields(self)},)
 
@@ -185,6 +203,11 @@ class StoredLayer(Layer):
     def k(self) -> Tensor | None:  # pyrefly: ignore[bad-override]
         """See :class:`Layer`."""
         return self._own("k")
+
+    @cached_property
+    def weights(self) -> Tensor | None:  # pyrefly: ignore[bad-override]
+        """See :class:`Layer`."""
+        return self._own("weights")
 
     @cached_property
     def sinks(self) -> Tensor | None:  # pyrefly: ignore[bad-override]

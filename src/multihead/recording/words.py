@@ -9,8 +9,33 @@ from collections.abc import Callable, Iterator, Sequence
 
 from multihead.conventions import nearest
 
+Tokens = Sequence[str] | Sequence[Sequence[str]]
+"""The tokens of one sequence, or one list of them for each sequence of the batch."""
+
 _STARTS = ("Ġ", "▁", " ", "Ċ")
 _SPECIAL = re.compile(r"\[[A-Za-z_0-9]+\]|<[^<>\s]+>")
+
+
+def token_lists(argument: str, tokens: Tokens | None) -> list[list[str]] | None:
+    """One list of tokens for each sequence; None where there are none.
+
+    Raises:
+        TypeError: they are no lists of strings; the message says what to give as ``argument``.
+    """
+    if tokens is None:
+        return None
+    if isinstance(tokens, str):
+        raise TypeError(f"{argument} is one string: give a list of tokens, as tokenizer.convert_ids_to_tokens returns.")
+    lists: list[list[object]] = [list(tokens)]
+    if not all(isinstance(token, str) for token in tokens):
+        lists = [list(row) if isinstance(row, Sequence) else [row] for row in tokens]
+    wrong = [token for row in lists for token in row if not isinstance(token, str)]
+    if wrong:
+        raise TypeError(
+            f"{argument} holds {wrong[0]!r}, a {type(wrong[0]).__name__}: give a list of strings, or one such list for "
+            "each sequence."
+        )
+    return [[str(token) for token in row] for row in lists]
 
 
 def cleaned(token: str) -> str:
@@ -22,6 +47,16 @@ def cleaned(token: str) -> str:
     bare = token.removesuffix("@@").removesuffix("</w>")
     bare = bare.removeprefix("##").lstrip("".join(_STARTS))
     return bare or token
+
+
+def is_mark(token: str) -> bool:
+    """Whether a token is none of the text's words: a special token or punctuation.
+
+    >>> is_mark("[SEP]"), is_mark("."), is_mark("##s")
+    (True, True, False)
+    """
+    bare = cleaned(token)
+    return bool(_SPECIAL.fullmatch(bare)) or not any(character.isalnum() for character in bare)
 
 
 def shown(token: str) -> str:

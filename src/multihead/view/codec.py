@@ -16,7 +16,7 @@ scaled, and measured again.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -183,7 +183,7 @@ def encode(layer: Layer, *, item: int = 0, accuracy: float = ACCURACY, budget: i
     return _Encoder(Truth(layer, item), accuracy, budget).encoded()
 
 
-def encode_all(layers: Sequence[Layer], *, item: int = 0, accuracy: float = ACCURACY) -> Iterator[Encoded]:
+def encode_all(layers: Sequence[Layer], *, item: int = 0, accuracy: float = ACCURACY) -> Generator[Encoded, None, None]:
     """Each layer's integers in order, several layers at a time, with one ``BUDGET`` for all."""
     budget = BUDGET // max(1, len(layers))
     threads = torch.get_num_threads()

@@ -3,6 +3,7 @@
 import base64
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +11,16 @@ import torch
 from torch import Tensor
 
 from multihead import masks
-from multihead.core import AttentionCall, PartOfMask, Statistics
-from multihead.kernels import measure
 from multihead.masks import Mask
 from multihead.recording import Layer, Recording
+from multihead.recording.query import weights
+from multihead.version import __version__
+from multihead.view.blocks import BlockMaps, block_maps, measured_blocks
 from multihead.view.codec import Encoded, kept
+from multihead.view.rounded import Rounded
+
+VERSION = 1
+"""Of the page format."""
 
 CELLS = 48
 """Cells a side of a head's overview."""
@@ -22,7 +28,10 @@ CELLS = 48
 Node = dict[str, object]
 """A piece of the JSON document."""
 
-_DTYPES = {"f64": "<f8", "f32": "<f4", "i32": "<i4", "u8": "u1"}
+_WEIGHTS = ("q", "k", "steps", "lse", "bias", "weights")
+"""What a layer's entry holds its weights in, null where they are elsewhere."""
+
+_DTYPES = {"f64": "<f8", "f32": "<f4", "i32": "<i4", "u16": "<u2", "u8": "u1"}
 
 
 class Data:
@@ -34,8 +43,8 @@ class Data:
         self._length = 0
 
     def add(self, array: np.ndarray | Tensor, dtype: str) -> Node:
-        """Append an array as one of f64, f32, i32 and u8; its reference."""
-        values = np.ascontiguousarray(np.asarray(array), dtype=_DTYPES[dtype])
+        """Append an array as one of f64, f32, i32, u16 and u8; its reference."""
+        values = _plain(array, dtype)
         reference: Node = {"offset": self._length, "dtype": dtype, "shape": list(values.shape)}
         raw = values.tobytes()
         raw += bytes(-len(raw) % 8)
@@ -47,6 +56,20 @@ class Data:
         """All of it, compressed; nothing can be added afterwards."""
         self._compressed += self._compressor.flush()
         return base64.b64encode(self._compressed).decode("ascii")
+
+
+def inline(array: np.ndarray | Tensor, dtype: str) -> Node:
+    """A reference that carries its array, for a document without a data block."""
+    values = _plain(array, dtype)
+    return {
+        "base64": base64.b64encode(values.tobytes()).decode("ascii"),
+        "dtype": dtype,
+        "shape": list(values.shape),
+    }
+
+
+def _plain(array: np.ndarray | Tensor, dtype: str) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(array), dtype=_DTYPES[dtype])
 
 
 @dataclass(frozen=True)
@@ -61,6 +84,44 @@ class Placement:
     """Tokens of the query text that stand before the model's first query: those that a cache held."""
     tokens: int
     """Length of the query text."""
+
+
+def document_of(
+    recording: Recording,
+    layers: list[Node],
+    *,
+    texts: dict[str, list[str]],
+    title: str | None,
+    start: Mapping[str, object],
+    accuracy: float,
+    source: Node | None = None,
+    told: Mapping[str, str] | None = None,
+) -> Node:
+    """The whole document.
+
+    Args:
+        recording: what it is about.
+        layers: their entries.
+        texts: of :func:`texts_of`.
+        title: the page's; None: the model's name.
+        start: what is chosen when the page opens.
+        accuracy: the largest difference of a weight that is drawn.
+        source: where numbers come from; None: the page itself.
+        told: what else the provenance says.
+    """
+    model = recording.provenance.get("model")
+    provenance = {str(key): str(value) for key, value in recording.provenance.items()}
+    return {
+        "format": "multihead-page",
+        "version": VERSION,
+        "title": title if title is not None else f"Attention of {model}" if model else "Attention",
+        "provenance": {**provenance, "page": f"multihead {__version__}", **(told or {})},
+        "accuracy": accuracy,
+        "source": source,
+        "texts": [{"name": name, "tokens": tokens} for name, tokens in texts.items()],
+        "start": dict(start),
+        "layers": layers,
+    }
 
 
 def texts_of(recording: Recording, item: int) -> dict[str, list[str]]:
@@ -101,11 +162,48 @@ def placement(layer: Layer, texts: dict[str, list[str]]) -> Placement:
     )
 
 
-def layer_entry(layer: Layer, encoded: Encoded, texts: dict[str, list[str]], item: int, data: Data) -> Node:
+def layer_entry(layer: Layer, encoded: Encoded | Rounded, texts: dict[str, list[str]], item: int, data: Data) -> Node:
     """One layer of the document; its arrays go into ``data``."""
     where = placement(layer, texts)
+    maps = block_maps(layer, item)
+    cells, peak = _quantised(overview(layer, item, maps))
+    return {
+        **_named(layer, where, texts),
+        **_numbers(encoded, data),
+        "mask": _mask_node(layer.mask, layer, where, item, data),
+        "sink": _optional(_sink(layer, item), data),
+        "entropy": _optional(None if layer.statistics.entropy is None else layer.statistics.entropy[item], data),
+        "overview": data.add(cells, "u8"),
+        "overview_peak": data.add(peak, "f32"),
+        "blocks": None if maps is None else _blocks_node(maps, data),
+    }
+
+
+def served_entry(layer: Layer, means: Tensor, texts: dict[str, list[str]]) -> Node:
+    """One layer of the document of a page whose numbers come from a server.
+
+    Args:
+        layer: the layer.
+        means: (H, R, C) of its overview.
+        texts: of :func:`texts_of`.
+    """
+    cells, peak = _quantised(means)
+    return {
+        **_named(layer, placement(layer, texts), texts),
+        **dict.fromkeys((*_WEIGHTS, "mask", "sink", "entropy", "blocks")),
+        "overview": inline(cells, "u8"),
+        "overview_peak": inline(peak, "f32"),
+    }
+
+
+def _blocks_node(maps: BlockMaps, data: Data) -> Node:
+    means, peaks = maps.coded()
+    return {"side": maps.side, "mean": data.add(means, "u8"), "max": data.add(peaks, "u8")}
+
+
+def _named(layer: Layer, where: Placement, texts: dict[str, list[str]]) -> Node:
+    """What a layer is, wherever its numbers come from."""
     names = list(texts)
-    cells, peak = _quantised(_overview(layer, item))
     return {
         "index": layer.index,
         "name": layer.name,
@@ -114,17 +212,23 @@ def layer_entry(layer: Layer, encoded: Encoded, texts: dict[str, list[str]], ite
         "key_text": names.index(layer.key_text),
         "queries": None if where.positions is None else list(where.positions),
         "query_offset": where.offset,
+        "rows": layer.query_count,
+        "keys": layer.sizes.keys,
+        "softcap": layer.softcap,
+    }
+
+
+def _numbers(encoded: Encoded | Rounded, data: Data) -> Node:
+    """What a page computes weights from, or the weights themselves."""
+    absent: Node = dict.fromkeys(_WEIGHTS)
+    if isinstance(encoded, Rounded):
+        return absent | {"weights": data.add(encoded.weights, "u16")}
+    return absent | {
         "q": data.add(encoded.q, "u8"),
         "k": data.add(encoded.k, "u8"),
         "steps": data.add(encoded.steps, "f64"),
         "lse": data.add(encoded.lse, "f64"),
-        "softcap": layer.softcap,
         "bias": None if encoded.bias is None else data.add(encoded.bias, "f32"),
-        "mask": _mask_node(layer.mask, layer, where, item, data),
-        "sink": _optional(_sink(layer, item), data),
-        "entropy": _optional(None if layer.statistics.entropy is None else layer.statistics.entropy[item], data),
-        "overview": data.add(cells, "u8"),
-        "overview_peak": data.add(peak, "f32"),
     }
 
 
@@ -204,31 +308,47 @@ def _numbered(ids: Tensor) -> Tensor:
     return torch.unique(ids, return_inverse=True)[1]
 
 
-def _overview(layer: Layer, item: int) -> Tensor:
+def overview(layer: Layer, item: int, maps: BlockMaps | None = None) -> Tensor:
     """(H, R, C) mean weights of at most CELLS × CELLS cells a head: as recorded if they are there, else measured."""
     recorded = layer.statistics.blocks
-    means = _measured_blocks(layer, item) if recorded is None else recorded[item]
-    means = means.detach().cpu().double()
-    return means if max(means.shape[1:]) <= CELLS else _shrunk(means)
+    if recorded is not None:
+        means = recorded[item]
+    elif maps is not None:
+        means = maps.means
+    else:
+        lengths = (layer.query_count, layer.sizes.keys)
+        height, width = (max(1, math.ceil(length / CELLS)) for length in lengths)
+        means, _ = measured_blocks(layer, item, (height, width))
+    return _shrunk(means)
 
 
-def _measured_blocks(layer: Layer, item: int) -> Tensor:
-    q, k, _ = kept(layer)
-    bias = None if layer.bias is None else layer.bias[[min(item, layer.bias.shape[0] - 1)]]
-    k = k[[item]][:, list(layer.kv_heads)]
-    mask = None
-    if layer.mask is not None:
-        queries = None if layer.queries is None else torch.tensor(layer.queries)
-        mask = PartOfMask(layer.mask, layer.sizes, item, torch.tensor(layer.heads), queries)
-    call = AttentionCall(q[[item]], k, k[..., :0], mask, bias, layer.scale, layer.softcap, layer.sinks)
-    height, width = (max(1, math.ceil(length / CELLS)) for length in (layer.query_count, layer.sizes.keys))
-    asked = Statistics.only(blocks=(height, width))
-    return measure(call, asked)[1].named()["blocks"][0]
+def sampled_overview(layer: Layer, item: int, rows: int) -> Tensor:
+    """(H, R, C) as :func:`overview`, with ``rows`` evenly spaced queries standing for each row of cells.
+
+    Memory: ``rows`` × Lk for one head.
+    """
+    numbers = range(layer.sizes.queries) if layer.queries is None else layer.queries
+    height = max(1, math.ceil(len(numbers) / CELLS))
+    bands = [numbers[top : top + height] for top in range(0, len(numbers), height)]
+    means = torch.zeros(len(layer.heads), len(bands), min(CELLS, layer.sizes.keys), dtype=torch.float64)
+    for place, head in enumerate(layer.heads):
+        for row, band in enumerate(bands):
+            chosen = band[:: max(1, len(band) // rows)][:rows]
+            mean = weights(layer, chosen, None, heads=[head], item=item)[0].double().mean(0)
+            means[place, row] = torch.nn.functional.adaptive_avg_pool1d(mean[None].cpu(), means.shape[2])[0]
+    return means
 
 
 def _shrunk(blocks: Tensor) -> Tensor:
     """The mean of neighbouring blocks, at most CELLS a side."""
-    return torch.nn.functional.adaptive_avg_pool2d(blocks, (min(CELLS, blocks.shape[1]), min(CELLS, blocks.shape[2])))
+    cells = min(CELLS, blocks.shape[1]), min(CELLS, blocks.shape[2])
+    if cells == blocks.shape[1:]:
+        return blocks.detach().cpu().double()
+    pooled = torch.zeros(blocks.shape[0], *cells, dtype=torch.float64)
+    for head, into in zip(blocks, pooled, strict=True):
+        # one head at a time: all of a long text's in float64 would be many times the answer
+        into[:] = torch.nn.functional.adaptive_avg_pool2d(head.detach().cpu().double()[None], cells)[0]
+    return pooled
 
 
 def _quantised(means: Tensor) -> tuple[np.ndarray, np.ndarray]:

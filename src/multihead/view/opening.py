@@ -1,14 +1,12 @@
 """What to show first: of a recording, a token; of a token, the link that tells most."""
 
-import re
 from collections.abc import Sequence
 
 from multihead.conventions import in_words
 from multihead.errors import RecordingError, SourceError
 from multihead.recording import Link, Recording
-from multihead.recording.words import cleaned, joined, words_of
+from multihead.recording.words import is_mark, joined, words_of
 
-_SPECIAL = re.compile(r"\[[A-Za-z_0-9]+\]|<[^<>\s]+>")
 _NEAR = 2
 _FAINT = 0.1
 _LINKS = 400
@@ -99,13 +97,3 @@ def _found(recording: Recording, token: str | int, names: Sequence[str], item: i
         f"the recording holds no text in which to look for {token!r}: its texts are "
         f"{in_words(recording.texts) or 'none'}."
     )
-
-
-def is_mark(token: str) -> bool:
-    """Whether a token is none of the text's words: a special token or punctuation.
-
-    >>> is_mark("[SEP]"), is_mark("."), is_mark("##s")
-    (True, True, False)
-    """
-    bare = cleaned(token)
-    return bool(_SPECIAL.fullmatch(bare)) or not any(character.isalnum() for character in bare)

@@ -5,21 +5,23 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from importlib import resources
 from pathlib import Path
 
 from multihead.files import written_whole
 from multihead.recording import Layer, Recording
-from multihead.version import __version__
-from multihead.view.codec import ACCURACY, encode_all, kept
-from multihead.view.document import Data, layer_entry, placement, texts_of
+from multihead.view.codec import ACCURACY, Encoded, encode_all, kept
+from multihead.view.document import Data, document_of, layer_entry, placement, texts_of
+from multihead.view.heads import described
 from multihead.view.opening import start as opening
+from multihead.view.rounded import compressed_bytes, rounded
 
 LARGEST_PAGE = 64_000_000
 """Bytes that a page may have; a browser opens more only with patience."""
 
 _BITS = 18.5
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; worker-src blob:"
 _SHELL = """\
 <!doctype html>
 <html lang="en">
@@ -52,20 +54,21 @@ def page(
     """The page that shows a recording: one HTML file with everything in it, for any browser, without a network.
 
     Args:
-        recording: with q, k and lse in every layer.
+        recording: with q, k and lse in every layer, or with the weights themselves.
         title: the page's; None: the model's name.
         start: what is chosen when the page opens, e.g. ``{"layer": 5, "heads": [9], "text": 0, "token": 18}``; each
             key may be missing. None: the longest word, and the layer and head that tell most about it.
         item: the sequence of the batch.
-        accuracy: the largest difference between a weight drawn and the recorded one. The page states what was reached.
+        accuracy: the largest difference between a weight drawn and the recorded one. The page states what was reached;
+            it is 7.7e-6 for weights that were given.
 
     Returns:
         The HTML, the same for the same recording. Size: O(tokens) for each head; about 7 MB for 512 tokens and 72
-        heads of 32 dimensions.
+        heads of 32 dimensions. Of weights that were given it is O(tokens²).
 
     Raises:
-        ValueError: the recording holds no layer, or no q, k and lse; its texts do not fit; or the page would
-            pass 64 MB.
+        ValueError: the recording holds no layer, or one without q, k and lse and without weights; its texts do not
+            fit; or the page would pass 64 MB.
         FileNotFoundError: the viewer's bundle is missing from this installation.
     """
     _check(recording, item)
@@ -73,31 +76,28 @@ def page(
     for layer in recording.layers:
         placement(layer, texts)
     script, style = bundle()
-    _check_size(recording.layers, accuracy, len(script) + len(style))
+    _check_size(recording.layers, item, accuracy, len(script) + len(style))
     data, layers, reached, sampled = Data(), [], 0.0, {}
-    encodings = encode_all(recording.layers, item=item, accuracy=accuracy)
-    for layer, encoded in zip(recording.layers, encodings, strict=True):
-        reached = max(reached, encoded.accuracy)
-        if encoded.rows < layer.query_count:
-            sampled["accuracy measured on"] = f"{encoded.rows} of {layer.query_count} rows of each head"
-        layers.append(layer_entry(layer, encoded, texts, item, data))
-    model = recording.provenance.get("model")
-    shown_title = title if title is not None else f"Attention of {model}" if model else "Attention"
-    provenance = {str(key): str(value) for key, value in recording.provenance.items()}
-    document = {
-        "format": "multihead-page",
-        "version": 1,
-        "title": shown_title,
-        "provenance": {**provenance, "page": f"multihead {__version__}", **sampled},
-        "accuracy": reached,
-        "texts": [{"name": name, "tokens": tokens} for name, tokens in texts.items()],
-        "start": opening(recording, item=item) if start is None else dict(start),
-        "layers": layers,
-    }
+    computed = [layer for layer in recording.layers if layer.weights is None]
+    with closing(encode_all(computed, item=item, accuracy=accuracy)) as encodings:
+        for layer in recording.layers:
+            encoded = next(encodings) if layer.weights is None else rounded(layer.weights, item=item)
+            reached = max(reached, encoded.accuracy)
+            if isinstance(encoded, Encoded) and encoded.rows < layer.query_count:
+                sampled["accuracy measured on"] = f"{encoded.rows} of {layer.query_count} rows of each head"
+            layers.append(layer_entry(layer, encoded, texts, item, data))
+    document = document_of(
+        recording,
+        described(layers, recording, item),
+        texts=texts,
+        title=title,
+        start=opening(recording, item=item) if start is None else start,
+        accuracy=reached,
+        told=sampled,
+    )
     return _SHELL.format(
         policy=_POLICY,
-        # a lone surrogate cannot be written as UTF-8; in the document it is an escape
-        title=html.escape(shown_title.encode("utf-8", "replace").decode("utf-8")),
+        title=title_in_html(document),
         style=style,
         document=json_in_html(document),
         data=data.base64(),
@@ -141,6 +141,12 @@ def json_in_html(value: object) -> str:
     return text
 
 
+def title_in_html(document: Mapping[str, object]) -> str:
+    """A document's title as the text of an element."""
+    # a lone surrogate cannot be written as UTF-8; in the document it is an escape
+    return html.escape(str(document["title"]).encode("utf-8", "replace").decode("utf-8"))
+
+
 def bundle() -> tuple[str, str]:
     """The viewer's script and style.
 
@@ -171,21 +177,24 @@ def _check(recording: Recording, item: int) -> None:
     if not 0 <= item < batch:
         raise ValueError(f"item={item} out of range: the recording holds {batch} sequences, 0 to {batch - 1}.")
     for layer in recording.layers:
-        kept(layer)
+        if layer.weights is None:
+            kept(layer)
 
 
-def _check_size(layers: tuple[Layer, ...], accuracy: float, other: int) -> None:
+def _check_size(layers: tuple[Layer, ...], item: int, accuracy: float, other: int) -> None:
     """Refuse a page that would be too large, and say what fits."""
-    sizes = [_estimated(layer, accuracy) for layer in layers]
+    sizes = _sizes(layers, item, accuracy)
     total, room = sum(sizes), LARGEST_PAGE - other
     if total <= room:
         return
     heads = sum(len(layer.heads) for layer in layers)
     tokens = max(max(layer.query_count, layer.sizes.keys) for layer in layers)
+    # given weights grow with the square of the tokens
+    power = 1.0 if any(layer.weights is None for layer in layers) else 0.5
     fitting = {
         f"{math.floor(room / max(sizes))} of the {len(layers)} layers": room >= max(sizes),
         f"{math.floor(heads * room / total)} of the {heads} heads": heads * room >= total,
-        f"the first {_two_digits(tokens * room / total)} of the {tokens} tokens": True,
+        f"the first {_two_digits(tokens * (room / total) ** power)} of the {tokens} tokens": True,
     }
     raise ValueError(
         f"the page would have about {total / 1e6:.0f} MB, more than {LARGEST_PAGE / 1e6:.0f} MB: choose fewer, for "
@@ -194,8 +203,24 @@ def _check_size(layers: tuple[Layer, ...], accuracy: float, other: int) -> None:
     )
 
 
-def _estimated(layer: Layer, accuracy: float) -> float:
+def fits(recording: Recording, *, item: int = 0, accuracy: float = ACCURACY) -> bool:
+    """Whether the page of a recording stays within 64 MB.
+
+    Raises:
+        ValueError: as :func:`page`, but for its size.
+    """
+    _check(recording, item)
+    return sum(_sizes(recording.layers, item, accuracy)) <= LARGEST_PAGE - sum(map(len, bundle()))
+
+
+def _sizes(layers: tuple[Layer, ...], item: int, accuracy: float) -> list[float]:
+    return [_estimated(layer, item, accuracy) for layer in layers]
+
+
+def _estimated(layer: Layer, item: int, accuracy: float) -> float:
     """Bytes of one layer in the page."""
+    if layer.weights is not None:
+        return compressed_bytes(layer.weights, item=item) * 4 / 3
     bits = _BITS + math.log2(ACCURACY / accuracy) if accuracy > 0 else _BITS
     heads, queries, keys = len(layer.heads), layer.query_count, layer.sizes.keys
     numbers = heads * (queries + keys) * kept(layer)[0].shape[-1] * min(max(bits, 1.0), 32.0) / 8

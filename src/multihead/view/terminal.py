@@ -13,8 +13,8 @@ from rich.text import Text
 
 from multihead.errors import MultiheadError, RecordingError, SourceError
 from multihead.recording import Link, Recording
-from multihead.recording.words import cleaned, shown, words_of
-from multihead.view.opening import asking_text, is_mark, telling_link
+from multihead.recording.words import cleaned, is_mark, shown, words_of
+from multihead.view.opening import asking_text, telling_link
 
 __all__ = ["bar", "links_table", "shaded", "summary"]
 

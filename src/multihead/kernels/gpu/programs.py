@@ -195,7 +195,7 @@ def _mass(mass, weights, rows, keys, ours, offset, edges, bins, near_key, far_ke
 @no_type_check
 def second_pass(  # noqa: PLR0915
     q, q_strides, k, k_strides, numbers, limits, spans, mask, bias, shift, inverse,
-    received, seers, edges, mass, blocks,
+    received, seers, edges, mass, blocks, block_peaks,
     place_first, place_stop, key_first, key_stop, tile_first, tile_stop, key_tiles, queries, all_keys, offset, bins,
     heads, group, dim, scale, softcap,
     down, down_step, down_tiles, down_blocks, height, down_count,
@@ -223,6 +223,7 @@ def second_pass(  # noqa: PLR0915
 
     taken = tl.zeros((KEYS,), tl.float64)
     block = tl.zeros((KEYS,), tl.float64)
+    highest = tl.zeros((KEYS,), tl.float32)
     askers = tl.zeros((KEYS,), tl.int32)
     by_distance = tl.zeros((BINS,), tl.float64)
     for number in range(low, high):
@@ -251,6 +252,7 @@ def second_pass(  # noqa: PLR0915
         if blocks is not None:
             if (number % down_tiles == 0) | (number == low):
                 block = tl.zeros((KEYS,), tl.float64)
+                highest = tl.zeros((KEYS,), tl.float32)
             whole = (number % down_tiles == down_tiles - 1) | (number == high - 1)
             columns = tl.arange(0, KEYS)
             places_across = tile * across_blocks + columns
@@ -266,6 +268,13 @@ def second_pass(  # noqa: PLR0915
                 where = (pair.to(tl.int64) * down_count + row) * across_count + places_across
                 before = tl.load(blocks + where, mask=wanted, other=0.0)
                 tl.store(blocks + where, before + cells.to(tl.float32), mask=wanted)
+                if block_peaks is not None:
+                    raised = tl.maximum(highest, tl.max(tl.where(mine[:, None], weights, 0.0), 0))
+                    if down_tiles > 1:
+                        highest = raised
+                    peaks = tl.max(tl.where(of_column, raised[:, None], 0.0), 0)
+                    known_peaks = tl.load(block_peaks + where, mask=wanted, other=0.0)
+                    tl.store(block_peaks + where, tl.maximum(known_peaks, peaks), mask=wanted)
 
     if received is not None:
         where = pair.to(tl.int64) * all_keys + keys

@@ -26,10 +26,14 @@ class Answers:
         self.edges = torch.tensor(statistics.edges(sizes))
         self.received = self._sums(strands, keys) if statistics.received else None
         self.offsets = self._sums(strands, len(self.edges) - 1) if statistics.offsets else None
-        self.blocks, self.pieces = None, torch.empty(0, dtype=torch.int64)
+        self.blocks = self.block_peaks = None
+        self.pieces = torch.empty(0, dtype=torch.int64)
         if statistics.blocks is not None:
             self.pieces = jobs.pieces()
-            self.blocks = self._sums(len(self.pieces), -(-keys // statistics.blocks[1]))
+            across = -(-keys // statistics.blocks[1])
+            self.blocks = self._sums(len(self.pieces), across)
+            if statistics.block_peaks:
+                self.block_peaks = torch.zeros(batch, heads, len(self.pieces), across)
         self.chosen_rows, self.chosen_columns = (
             torch.tensor(chosen or (), dtype=torch.int64) for chosen in (statistics.rows, statistics.columns)
         )
@@ -52,7 +56,8 @@ class Answers:
         return {
             "lse": self.lse, "peak": self.peak, "entropy": self.entropy, "sink": self.sink,
             "top": self.top, "top_keys": self.top_keys, "received": self.received,
-            "edges": self.edges, "offsets": self.offsets, "blocks": self.blocks,
+            "edges": self.edges, "offsets": self.offsets,
+            "blocks": self.blocks, "block_peaks": self.block_peaks,
             "row_slots": self.row_slots, "rows": self.rows,
             "column_keys": self.chosen_columns, "columns": self.columns,
         }  # fmt: skip
@@ -92,6 +97,9 @@ class Answers:
             total.index_add_(2, self.pieces, self.blocks)
             found["blocks"] = block_means(total, asked.blocks, queries, keys).float()
             found["block_size"] = torch.tensor(asked.blocks)
+            if self.block_peaks is not None:
+                peaks, rows = self.block_peaks.new_zeros(total.shape), self.pieces[:, None].expand_as(self.block_peaks)
+                found["block_peaks"] = peaks.scatter_reduce_(2, rows, self.block_peaks, "amax")
         if self.rows is not None:
             found["rows"], found["row_queries"] = self.rows, self.chosen_rows
         if self.columns is not None:

@@ -32,7 +32,7 @@ _ADDRESSES = (
     *("top", "top_keys"),  # (batch, heads, queries, top_count): scores, in the end weights; int64
     "received",  # float64 (batch, heads, strands, keys)
     *("edges", "offsets"),  # int64 (bins + 1), float64 (batch, heads, strands, bins)
-    "blocks",  # float64 (batch, heads, pieces, blocks across)
+    *("blocks", "block_peaks"),  # float64 and float32 (batch, heads, pieces, blocks across)
     *("row_slots", "rows"),  # int64 (queries): its place among the rows or -1; (batch, heads, rows, keys)
     *("column_keys", "columns"),  # int64; (batch, heads, queries, columns)
     "mean",  # (batch, queries, keys): the mean of the heads' weights
@@ -614,12 +614,16 @@ def _add_by_distance(call, head, strand, place, row, left, right, factor):
 
 @njit
 def _add_to_blocks(call, head, piece, begin, row, left, right, factor):
-    cells = _doubles(call.blocks, (head * call.pieces + piece) * call.across, call.across)
+    place = (head * call.pieces + piece) * call.across
+    cells = _doubles(call.blocks, place, call.across)
     cell = (begin + left) // call.block_width
     while cell * call.block_width < begin + right:
         near = max(cell * call.block_width - begin, left)
         far = min((cell + 1) * call.block_width - begin, right)
         cells[cell] += factor * _sum(row[near:far])
+        if call.block_peaks:
+            peaks = _floats(call.block_peaks, place + cell, 1)
+            peaks[0] = max(peaks[0], factor * _largest(row[near:far]))
         cell += 1
 
 

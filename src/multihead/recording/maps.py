@@ -1,0 +1,446 @@
+"""A head's whole map at every scale: rows of queries, columns of keys, pooled in squares whose side is a power of two.
+
+At level z a cell is 2ᶻ recorded queries × 2ᶻ keys, cut at the map's edges; 256 × 256 cells are a tile, and at the last
+level the map is one tile. Nothing of size Lq × Lk is formed: scores come in pieces that stay in a core's own cache and
+are pooled at once. Coarse levels are pooled once more from block maps, recorded ones where there are any.
+"""
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from multihead.conventions import statistics_dtype
+from multihead.errors import RecordingError
+from multihead.kernels.seen import spans_and_rest
+from multihead.masks import Mask
+from multihead.recording.layer import Layer
+from multihead.recording.query import check_item, kept_of, numbers
+from multihead.recording.selection import narrowed, sequence_of
+
+Pooling = Literal["mean", "max"]
+"""What a cell says of its weights; hidden pairs count as 0."""
+
+Pause = Callable[[], None]
+"""Called between pieces of work; what it raises ends the work."""
+
+TILE = 256
+"""Cells a side of a tile."""
+
+SMALL = 4096
+"""Tokens up to which a map is computed fast enough at every level, so that nothing need be stored for it."""
+
+BLOCKS = 2048
+"""Blocks a side that a block map has at most."""
+
+COSTLY = 1 << 32
+"""Weights of one tile beyond which a block map of the whole head is measured first, some ten seconds' worth."""
+
+HEIGHT, WIDTH = 512, 1024
+"""Queries and keys of one piece."""
+
+MEASURED_BYTES = 192 << 20
+"""Block maps that were measured here are kept up to so many bytes, the latest asked ones."""
+
+_REDUCTIONS: dict[str, Callable[..., Tensor]] = {"mean": torch.sum, "max": torch.amax}
+
+
+def map_block(queries: int, keys: int) -> int | None:
+    """The side of blocks worth recording for maps of so many queries and keys; None where nothing need be stored.
+
+    It is the power of two that leaves at most ``BLOCKS`` blocks a side: for ``Statistics(blocks=(side, side),
+    block_peaks=True)``.
+
+    >>> map_block(131_072, 131_072), map_block(4097, 4097), map_block(512, 512)
+    (64, 4, None)
+    """
+    longest = max(queries, keys)
+    return None if longest <= SMALL else _power(longest, BLOCKS)
+
+
+def _power(length: int, parts: int) -> int:
+    """The smallest power of two of which ``parts`` cover a length."""
+    return 1 << (max(1, math.ceil(length / parts)) - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """One head's weights pooled in squares of a power of two."""
+
+    side: int
+    pooled: dict[str, Tensor]
+    """By pooling, each (rows of blocks, columns of blocks)."""
+
+
+class LayerMap:
+    """The maps of one layer's heads over one sequence.
+
+    Args:
+        layer: with q, k and the log-sum-exp, or the weights themselves; or with block maps
+            (``Statistics(blocks=(s, s), block_peaks=True)``, s a power of two) for the levels from s up.
+        item: the sequence in the batch.
+
+    Raises:
+        RecordingError: there is no such sequence.
+
+    Memory: a tile and one piece of scores; at most ``MEASURED_BYTES`` of block maps that had to be measured.
+
+    >>> import torch
+    >>> from multihead import inspect
+    >>> from multihead.masks import Sizes
+    >>> q = torch.randn(1, 1, 600, 8)
+    >>> _, seen = inspect(q, q, q)
+    >>> kept = {"heads": (0,), "kv_heads": (0,), "scale": 8**-0.5, "q": q, "k": q, "statistics": seen}
+    >>> layer = Layer(index=0, name="attn", host="multihead", sizes=Sizes(1, 1, 600, 600), **kept)
+    >>> found = LayerMap(layer)
+    >>> found.levels, found.shape(2), found.tile(0, 2, 0, 0, "max").shape
+    (3, (150, 150), torch.Size([150, 150]))
+    """
+
+    def __init__(self, layer: Layer, item: int = 0) -> None:
+        check_item(item, layer.sizes.batch)
+        self.layer, self.item = layer, item
+        self.rows, self.keys = layer.query_count, layer.sizes.keys
+        self.levels = _power(max(self.rows, self.keys), TILE).bit_length()
+        self._measured: OrderedDict[int, _Blocks] = OrderedDict()
+        self._measuring = threading.Lock()
+
+    def shape(self, level: int) -> tuple[int, int]:
+        """Rows and columns of cells at a level.
+
+        Raises:
+            RecordingError: there is no such level.
+        """
+        if not 0 <= level < self.levels:
+            raise RecordingError(f"there is no level {level}: the map has levels {numbers(range(self.levels))}.")
+        return -(-self.rows >> level), -(-self.keys >> level)
+
+    def finest(self, pooling: Pooling) -> int | None:
+        """The finest level that can be had: 0 where weights can be recomputed; None where nothing was recorded."""
+        if self._computes:
+            return 0
+        side = self._recorded_side
+        if side is None or pooling not in self._recorded_names:
+            return None
+        return side.bit_length() - 1 if side < 1 << self.levels else None
+
+    @torch.no_grad()
+    def tile(
+        self, head: int, level: int, y: int, x: int, pooling: Pooling, *, pause: Pause | None = None
+    ) -> Float[Tensor, "row column"]:
+        """Cells [256y, 256y + 256) × [256x, 256x + 256) of a level, cut at the map's edge, float32.
+
+        Args:
+            head: the model's own number.
+            level: 0 for the weights themselves.
+            y: which tile, from the first query.
+            x: which tile, from the first key.
+            pooling: ``mean`` or ``max``.
+            pause: called between pieces of work; what it raises ends the work.
+
+        Raises:
+            RecordingError: there is no such head, level or tile, or it cannot be had from what was recorded.
+            ValueError: ``pooling`` is neither.
+        """
+        height, width = self.shape(level)
+        tops, lefts = range(0, max(height, 1), TILE), range(0, max(width, 1), TILE)
+        if not (0 <= y < len(tops) and 0 <= x < len(lefts)):
+            raise RecordingError(
+                f"there is no tile ({y}, {x}) at level {level}: it has {len(tops)} × {len(lefts)} tiles."
+            )
+        rows, columns = range(height)[y * TILE : (y + 1) * TILE], range(width)[x * TILE : (x + 1) * TILE]
+        return self._cells(head, level, rows, columns, pooling, pause)
+
+    @torch.no_grad()
+    def cell(self, head: int, level: int, row: int, column: int, pooling: Pooling) -> float:
+        """One cell of a level. See :meth:`tile`."""
+        height, width = self.shape(level)
+        if not (0 <= row < height and 0 <= column < width):
+            raise RecordingError(f"there is no cell ({row}, {column}) at level {level}: it has {height} × {width}.")
+        rows, columns = range(row, row + 1), range(column, column + 1)
+        return self._cells(head, level, rows, columns, pooling, None).item()
+
+    def lacks_blocks(self, head: int, level: int, y: int, x: int, pooling: Pooling) -> bool:
+        """Whether this tile waits for a block map of the whole head that is neither recorded nor measured yet."""
+        height, width = self.shape(level)
+        rows, columns = range(height)[y * TILE : (y + 1) * TILE], range(width)[x * TILE : (x + 1) * TILE]
+        if not self._computes or self._blocks(self._place(head), level, pooling) is not None:
+            return False
+        return self._is_costly(level, rows, columns)
+
+    @torch.no_grad()
+    def measure(self, head: int, *, pause: Pause | None = None) -> None:
+        """Measure and keep the block map of a head, both poolings: one pass over all its weights.
+
+        Raises:
+            RecordingError: there is no such head, or no q, k and log-sum-exp.
+        """
+        place = self._place(head)
+        with self._measuring:
+            if place in self._measured:
+                return
+            side = _power(max(self.rows, self.keys), BLOCKS)
+            pooled = self._computed(place, range(self.rows), range(self.keys), side, ("mean", "max"), pause)
+            self._measured[place] = _Blocks(side, pooled)
+            while len(self._measured) > 1 and self._measured_bytes() > MEASURED_BYTES:
+                self._measured.popitem(last=False)
+
+    def _measured_bytes(self) -> int:
+        return sum(cells.nbytes for blocks in self._measured.values() for cells in blocks.pooled.values())
+
+    def _place(self, head: int) -> int:
+        if head not in self.layer.heads:
+            raise RecordingError(
+                f"head {head} of layer {self.layer.index} was not recorded: its heads are {numbers(self.layer.heads)}."
+            )
+        return self.layer.heads.index(head)
+
+    @property
+    def _computes(self) -> bool:
+        layer = self.layer
+        recomputes = layer.q is not None and layer.k is not None and layer.statistics.lse is not None
+        return layer.weights is not None or recomputes
+
+    @property
+    def _recorded_names(self) -> dict[str, Tensor]:
+        found = self.layer.statistics
+        maps = {"mean": found.blocks, "max": found.block_peaks}
+        return {pooling: tensor for pooling, tensor in maps.items() if tensor is not None}
+
+    @property
+    def _recorded_side(self) -> int | None:
+        """The side of recorded blocks that a map can be made of: squares of a power of two over all queries."""
+        size = self.layer.statistics.block_size
+        if size is None or self.layer.queries is not None:
+            return None
+        height, width = size.tolist()
+        return height if height == width and height & (height - 1) == 0 else None
+
+    def _blocks(self, place: int, level: int, pooling: Pooling) -> _Blocks | None:
+        """A block map of a head that a level can be made of."""
+        side = self._recorded_side
+        if side is not None and side <= 1 << level and pooling in self._recorded_names:
+            return _Blocks(side, {pooling: self._recorded_names[pooling][self.item, place]})
+        measured = self._measured.get(place)
+        if measured is None or measured.side > 1 << level:
+            return None
+        self._measured.move_to_end(place)
+        return measured
+
+    def _is_costly(self, level: int, rows: range, columns: range) -> bool:
+        """Whether some cells take so many weights that the whole head's block map had better be measured."""
+        if 1 << level < _power(max(self.rows, self.keys), BLOCKS):
+            return False
+        height, width = (len(_spread(cells, level, length)) for cells, length in self._axes(rows, columns))
+        return height * width > COSTLY
+
+    def _axes(self, rows: range, columns: range) -> tuple[tuple[range, int], tuple[range, int]]:
+        return (rows, self.rows), (columns, self.keys)
+
+    def _cells(
+        self, head: int, level: int, rows: range, columns: range, pooling: Pooling, pause: Pause | None
+    ) -> Tensor:
+        if pooling not in _REDUCTIONS:
+            raise ValueError(f"pooling={pooling!r} is neither 'mean' nor 'max'.")
+        place = self._place(head)
+        blocks = self._blocks(place, level, pooling)
+        if blocks is None:
+            if not self._computes:
+                raise RecordingError(self._why_not(level, pooling))
+            if self._is_costly(level, rows, columns):
+                self.measure(head, pause=pause)
+                blocks = self._blocks(place, level, pooling)
+        if blocks is not None:
+            return self._from_blocks(blocks, level, rows, columns, pooling)
+        queries, keys = (_spread(cells, level, length) for cells, length in self._axes(rows, columns))
+        return self._computed(place, queries, keys, 1 << level, (pooling,), pause)[pooling]
+
+    def _why_not(self, level: int, pooling: Pooling) -> str:
+        finest = self.finest(pooling)
+        words = f"layer {self.layer.index} holds no queries, keys and log-sum-exp to recompute weights from"
+        if finest is None:
+            return (
+                f"{words}, and no block map of the {pooling}: observe with qk=True, or with "
+                "Statistics(blocks=(64, 64), block_peaks=True)."
+            )
+        return f"{words}: its block map begins at level {finest}, which is coarser than level {level}."
+
+    def _from_blocks(self, blocks: _Blocks, level: int, rows: range, columns: range, pooling: Pooling) -> Tensor:
+        """Cells as pools of blocks; a mean counts each block by its pairs."""
+        factor, known = (1 << level) // blocks.side, blocks.pooled[pooling]
+        sums, counts = known, []
+        for axis, (cells, length) in enumerate(self._axes(rows, columns)):
+            chosen = range(known.shape[axis])[cells.start * factor : cells.stop * factor]
+            sums = sums.narrow(axis, chosen.start, len(chosen))
+            counts.append((_sides(chosen, blocks.side, length), _sides(cells, 1 << level, length)))
+        if pooling == "max":
+            return _pooled(sums, factor, pooling).cpu().float()
+        (heights, tall), (widths, wide) = counts
+        pairs = (heights[:, None] * widths).to(sums.device)
+        return (_pooled(sums.double() * pairs, factor, pooling).cpu() / (tall[:, None] * wide)).float()
+
+    def _computed(
+        self, place: int, rows: range, keys: range, side: int, poolings: tuple[Pooling, ...], pause: Pause | None
+    ) -> dict[str, Tensor]:
+        """Cells of recorded rows and keys, which begin at a cell's edge, from q, k and the log-sum-exp; float32."""
+        tall, wide = (math.ceil(len(span) / side) for span in (rows, keys))
+        held = self.layer.weights
+        device = (kept_of(self.layer)[0] if held is None else held).device
+        # a cell is the sum of many pieces' sums
+        found = {
+            pooling: torch.zeros(tall, wide, dtype=torch.float64 if pooling == "mean" else None, device=device)
+            for pooling in poolings
+        }
+        for top, left, piece in self._pieces(place, rows, keys, side, pause):
+            row, column = (top - rows.start) // side, (left - keys.start) // side
+            for pooling, cells in found.items():
+                pooled = _pooled(piece, side, pooling)
+                there = cells[row : row + pooled.shape[0], column : column + pooled.shape[1]]
+                if pooling == "mean":
+                    there += pooled
+                else:
+                    torch.maximum(there, pooled.to(there.dtype), out=there)
+        if "mean" in found:
+            heights, widths = (
+                _sides(range(span.start // side, span.start // side + count), side, span.stop)
+                for span, count in ((rows, tall), (keys, wide))
+            )
+            found["mean"] /= (heights[:, None] * widths).to(device)
+        return {pooling: cells.cpu().float() for pooling, cells in found.items()}
+
+    def _pieces(
+        self, place: int, rows: range, keys: range, side: int, pause: Pause | None
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """Weights in pieces: first row, first key, (rows, keys) that hold until the next; what nobody sees is left out.
+
+        Pieces hold whole cells or lie within one.
+        """
+        held = self.layer.weights
+        if held is not None:
+            yield from _given(held[self.item, place], rows, keys, pause)
+            return
+        seen = _Sight(self.layer, self.item, place, rows)
+        q, k, lse = kept_of(self.layer)
+        dtype = statistics_dtype(q.dtype)
+        q, k, lse = q[self.item, place], k[self.item, self.layer.kv_heads[place]], lse[self.item, place].to(dtype)
+        room = torch.empty(min(HEIGHT, len(rows)), min(WIDTH, len(keys)), dtype=dtype, device=q.device)
+        step = min(side, WIDTH)
+        for top in range(rows.start, rows.stop, HEIGHT):
+            band = range(top, min(top + HEIGHT, rows.stop))
+            queries = q[band.start : band.stop].to(dtype) * self.layer.scale
+            shift = lse[band.start : band.stop, None]
+            # a row that sees nothing has weights 0
+            shift = shift.masked_fill(shift == -torch.inf, torch.inf)
+            ends = seen.range_of(band, keys)
+            for left in range(ends.start // step * step, ends.stop, WIDTH) if ends else ():
+                if pause is not None:
+                    pause()
+                span = range(left, min(left + WIDTH, keys.stop))
+                scores = room[: len(band), : len(span)]
+                torch.mm(queries, k[span.start : span.stop].to(dtype).T, out=scores)
+                if self.layer.softcap is not None:
+                    scores.div_(self.layer.softcap).tanh_().mul_(self.layer.softcap)
+                seen.finish(scores, band, span)
+                yield top, left, scores.sub_(shift).exp_()
+
+
+class _Sight:
+    """What a mask and a bias say about one head's recorded rows, a piece at a time."""
+
+    def __init__(self, layer: Layer, item: int, place: int, rows: range) -> None:
+        self.layer, self.item, self.head = layer, item, layer.heads[place]
+        device = kept_of(layer)[0].device
+        numbered = torch.arange(rows.start, rows.stop, device=device)
+        self.first_row = rows.start
+        self.queries = numbered if layer.queries is None else torch.tensor(layer.queries, device=device)[numbered]
+        self.bias = None
+        if layer.bias is not None:
+            bias = sequence_of(layer.bias, item)
+            self.bias = bias[0, 0 if bias.shape[1] == 1 else place]
+        mask = None if layer.mask is None else narrowed(layer.mask, item, self.head)
+        spans, self.rest = spans_and_rest(mask, self.queries, layer.sizes)
+        self.spans = None if spans is None else tuple(self._of_head(end) for end in spans)
+
+    def _of_head(self, answer: Tensor) -> Tensor:
+        """What a mask answers about this sequence and head; it may know no difference between them."""
+        answer = answer[0 if answer.shape[0] == 1 else self.item]
+        return answer[0 if answer.shape[0] == 1 else self.head]
+
+    def _rows(self, band: range) -> slice:
+        return slice(band.start - self.first_row, band.stop - self.first_row)
+
+    def range_of(self, band: range, keys: range) -> range:
+        """The keys outside which these rows see nothing."""
+        start, stop = keys.start, keys.stop
+        if self.spans is not None:
+            first, last = (end[self._rows(band)] for end in self.spans)
+            seeing = first < last
+            if not seeing.any():
+                return range(start, start)
+            start, stop = max(start, int(first[seeing].min())), min(stop, int(last.max()))
+        if self.rest is not None:
+            queries = self.queries[self._rows(band)]
+            first, last = self.rest.key_range(int(queries.min()), int(queries.max()), self.layer.sizes)
+            start, stop = max(start, first), min(stop, last)
+        return range(start, max(start, stop))
+
+    def finish(self, scores: Tensor, band: range, keys: range) -> None:
+        """Add the bias to scores and hide what is not seen, in place."""
+        rows = self._rows(band)
+        if self.bias is not None:
+            bias = self.bias if self.bias.shape[0] == 1 else self.bias[band.start : band.stop]
+            scores += bias if bias.shape[1] == 1 else bias[:, keys.start : keys.stop]
+        if self.spans is not None:
+            first, stop = (end[rows, None] for end in self.spans)
+            if int(first.max()) > keys.start or int(stop.min()) < keys.stop:
+                places = torch.arange(keys.start, keys.stop, device=scores.device)
+                scores.masked_fill_((places < first) | (places >= stop), -torch.inf)
+        if self.rest is not None:
+            scores.masked_fill_(~self._visible(self.rest, self.queries[rows], keys), -torch.inf)
+
+    def _visible(self, mask: Mask, queries: Tensor, keys: range) -> Tensor:
+        places = torch.arange(keys.start, keys.stop, device=queries.device)
+        return self._of_head(mask.visible(queries, places, self.layer.sizes))
+
+
+def _given(
+    weights: Float[Tensor, "query key"], rows: range, keys: range, pause: Pause | None
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Weights that are there, in pieces."""
+    for top in range(rows.start, rows.stop, HEIGHT):
+        for left in range(keys.start, keys.stop, WIDTH):
+            if pause is not None:
+                pause()
+            yield top, left, weights[top : min(top + HEIGHT, rows.stop), left : min(left + WIDTH, keys.stop)]
+
+
+def _spread(cells: range, level: int, length: int) -> range:
+    """The rows or keys of some cells, cut at the edge."""
+    return range(cells.start << level, min(cells.stop << level, length))
+
+
+def _sides(cells: range, side: int, length: int) -> Tensor:
+    """How many rows or keys each cell really has, float64."""
+    starts = torch.arange(cells.start, cells.stop, dtype=torch.float64) * side
+    return (length - starts).clamp(max=side)
+
+
+def _pooled(tensor: Tensor, side: int, pooling: str) -> Tensor:
+    """Sums or maxima of squares, along rows first; the last ones may be smaller."""
+    reduce = _REDUCTIONS[pooling]
+    for axis in (0, 1):
+        whole = tensor.shape[axis] // side
+        parts = []
+        if whole:
+            parts.append(reduce(tensor.narrow(axis, 0, whole * side).unflatten(axis, (whole, side)), axis + 1))
+        if tensor.shape[axis] > whole * side:
+            rest = tensor.narrow(axis, whole * side, tensor.shape[axis] - whole * side)
+            parts.append(reduce(rest, axis, keepdim=True))
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts, dim=axis)
+    return tensor
