@@ -7,10 +7,7 @@
 
 import hashlib
 import math
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from torch import Tensor
 
 from multihead.core import Statistics
 from multihead.errors import SourceError
+from multihead.hub import first_sentence, from_hub, quiet_transformers
 from multihead.lens import observe
 from multihead.recording import Recording
 from multihead.recording.maps import map_block
@@ -44,7 +42,6 @@ TARGET_TOKENS = 48
 """Tokens that an encoder-decoder model writes where no target is given."""
 
 _CELLS = 48
-_PATIENCE = 5.0
 _NO_LIMIT = 1_000_000
 
 
@@ -86,7 +83,7 @@ def load_model(name: str | Path | None = None) -> TextModel:
     hub_name = str(name)
     if folder.exists() or hub_name.count("/") > 1 or hub_name.startswith((".", "~", "/")) or "\\" in hub_name:
         raise SourceError(f"there is no model folder {hub_name!r}: {_OTHERWISE}.")
-    return _from_hub(hub_name)
+    return from_hub(hub_name, lambda *, local: _loaded(hub_name, hub_name, local=local), otherwise=_OTHERWISE)
 
 
 def read(
@@ -128,7 +125,7 @@ def read(
         raise SourceError("the text is empty: give at least one word.")
     if target is not None and not model.two_texts:
         raise SourceError(f"{model.name} is no encoder-decoder model, so it has no target: leave it out.")
-    with torch.no_grad(), _quiet_transformers():
+    with torch.no_grad(), quiet_transformers():
         inputs = _encoded(text, model, truncate=truncate)
         decoder_ids = _decoder_ids(inputs, model, target, truncate=truncate) if model.two_texts else None
         source_ids = inputs["input_ids"][0]
@@ -224,41 +221,6 @@ def _demo_folder() -> Path:
     return folder
 
 
-def _from_hub(name: str) -> TextModel:
-    """A model from the cache, else from the hub; fast to fail where there is no network."""
-    from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        raise SourceError(f"{name!r} is no folder and cannot be a name on the hub: {_OTHERWISE}.") from None
-    cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
-    try:
-        return _loaded(name, name, local=True)
-    except SourceError as error:
-        known = error
-    if is_offline_mode() or not _reachable(constants.ENDPOINT):
-        if cached:
-            raise known
-        why = "offline mode is on (HF_HUB_OFFLINE)" if is_offline_mode() else f"{constants.ENDPOINT} cannot be reached"
-        raise SourceError(f"{name!r} is no folder and is not in the cache, and {why}: {_OTHERWISE}.")
-    return _loaded(name, name, local=False)
-
-
-def _reachable(endpoint: str) -> bool:
-    """Whether the hub answers at all: the hub's own client would try for half a minute before it says no."""
-    request = urllib.request.Request(endpoint, method="HEAD")  # noqa: S310
-    try:
-        with urllib.request.urlopen(request, timeout=_PATIENCE):  # noqa: S310
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError):
-        return False
-
-
 def _loaded(source: str | Path, name: str, *, local: bool) -> TextModel:
     """Tokenizer and model from one place."""
     import transformers
@@ -266,14 +228,14 @@ def _loaded(source: str | Path, name: str, *, local: bool) -> TextModel:
 
     options = {"local_files_only": local, "trust_remote_code": False}
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             config = transformers.AutoConfig.from_pretrained(source, **options)
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
             two_texts = bool(getattr(config, "is_encoder_decoder", False))
             family = transformers.AutoModelForSeq2SeqLM if two_texts else transformers.AutoModel
             model = family.from_pretrained(source, attn_implementation="sdpa", **options).eval()
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise SourceError(f"the model {name!r} cannot be opened: {_first_sentence(error)}") from error
+        raise SourceError(f"the model {name!r} cannot be opened: {first_sentence(error)}") from error
     provenance = {
         "model": name,
         "architecture": type(model).__name__,
@@ -325,26 +287,3 @@ def _decoder_ids(inputs: Mapping[str, Tensor], model: TextModel, target: str | N
     if start is None:
         raise SourceError(f"{model.name} names no token for its decoder to start with: leave the target out.")
     return torch.cat([torch.full((1, 1), start), labels[:, :-1]], dim=1)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars and remarks of transformers and the hub while a model is opened or run."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _first_sentence(error: BaseException) -> str:
-    """The first line of another library's message, as one sentence."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return text if text.endswith(".") else f"{text}."

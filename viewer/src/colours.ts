@@ -1,8 +1,8 @@
 // A colour a head: three of Okabe and Ito's, and nine found by search so that every pair stays apart for normal, protan, deutan
 // and tritan eyes. Colour never stands alone: the head's number or its place is beside it, and a second dozen is drawn dashed.
 
-const LIGHT = ["#0072b2", "#d55e00", "#009e73", "#bb77aa", "#aa1177", "#223399", "#995522", "#0088ff", "#ee4466", "#770011", "#335533", "#443344"];
-const DARK = ["#4aa8e8", "#f0813a", "#2fc397", "#bb99bb", "#bb4499", "#6677ee", "#ffbb44", "#00ddff", "#dd2266", "#aa7744", "#99bb77", "#558877"];
+const LIGHT = ["#0072b2", "#d55e00", "#009e73", "#bb7799", "#aa1177", "#2233cc", "#665500", "#0088ff", "#aa5555", "#770011", "#335533", "#443344"];
+const DARK = ["#55aaff", "#f0813a", "#33aa77", "#bb99bb", "#bb4499", "#6677ee", "#ffbb44", "#00ddff", "#cc1155", "#aa7744", "#99cc88", "#558877"];
 
 /** The strongest tint, in percent, that text may stand on: its contrast stays above 4.5 in both themes. */
 export const TEXT_TINT = 44;

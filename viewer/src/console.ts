@@ -2,15 +2,18 @@
 
 import { PageError } from "./data";
 import type { Layer } from "./document";
+import type { Pooling } from "./map/grid";
+import type { Supply } from "./map/supply";
 import { focusOf, type Store } from "./state";
 
 export class Console {
   ready: Promise<void> = Promise.resolve();
   document: Readonly<Record<string, unknown>> | null = null;
   store: Store | null = null;
+  supply: (() => Supply) | null = null;
 
   constructor() {
-    Object.defineProperty(this, "store", { enumerable: false, writable: true, value: null });
+    for (const hidden of ["store", "supply"]) Object.defineProperty(this, hidden, { enumerable: false, writable: true, value: null });
   }
 
   /** Weights of one query over all keys; `layer` is a layer's number, or its name where a number is shared. */
@@ -30,6 +33,18 @@ export class Console {
     const whole = new Float64Array(store.page.texts[found.queryText]!.tokens.length).fill(NaN);
     found.queries.forEach((position, row) => { whole[position] = recorded[row]!; });
     return whole;
+  }
+
+  /** A cell of the map: 2^level recorded queries by 2^level keys; the mean share of attention, or the largest weight. */
+  async cell(layer: number | string, head: number, level: number, row: number, column: number, pooling: Pooling = "mean"): Promise<number> {
+    const { found, place } = this.#find(layer, head);
+    return this.supply!().cell(found.position, place, level, row, column, pooling, new AbortController().signal);
+  }
+
+  /** A tile of the map as it is drawn, row by row. */
+  async tile(layer: number | string, head: number, level: number, y: number, x: number, pooling: Pooling = "mean"): Promise<Float32Array> {
+    const { found, place } = this.#find(layer, head);
+    return this.supply!().tile(found.position, place, { level, y, x }, pooling, new AbortController().signal);
   }
 
   get state(): Record<string, unknown> | null {

@@ -36,11 +36,19 @@ export async function inflate(base64: string): Promise<ArrayBuffer> {
   }
 }
 
+function opened(base64: string, what: string): ArrayBuffer {
+  try {
+    return fromBase64(base64).buffer;
+  } catch {
+    throw new PageError(`${what} is not base64: the page seems to have been cut or changed.`);
+  }
+}
+
 function isSize(value: unknown): value is number {
   return Number.isSafeInteger(value) && (value as number) >= 0;
 }
 
-/** Reads the array that a reference names; `shape` has null where any size will do. */
+/** Reads the array that a reference names, or carries itself; `shape` has null where any size will do. */
 export function arrayAt<T extends Dtype>(
   buffer: ArrayBuffer,
   reference: unknown,
@@ -48,7 +56,10 @@ export function arrayAt<T extends Dtype>(
   dtype: T,
   shape: readonly (number | null)[],
 ): { values: ArrayOf<T>; shape: number[] } {
-  const { offset, dtype: found, shape: sizes } = (reference ?? {}) as { offset?: unknown; dtype?: unknown; shape?: unknown };
+  const { base64, dtype: found, shape: sizes, ...where } = (reference ?? {}) as { base64?: unknown; offset?: unknown; dtype?: unknown; shape?: unknown };
+  const inline = typeof base64 === "string" ? opened(base64, what) : null;
+  const offset = inline ? 0 : where.offset;
+  const data = inline ?? buffer;
   if (!isSize(offset) || offset % 8 !== 0 || !Array.isArray(sizes) || !sizes.every(isSize)) {
     throw new PageError(`${what} is not a reference to data: expected offset (a multiple of 8), dtype and shape.`);
   }
@@ -60,8 +71,8 @@ export function arrayAt<T extends Dtype>(
   }
   const count = sizes.reduce((product, size) => product * size, 1);
   const end = offset + count * ELEMENTS[dtype].BYTES_PER_ELEMENT;
-  if (end > buffer.byteLength) {
-    throw new PageError(`${what} ends at byte ${end}, but the page's data have ${buffer.byteLength} bytes: the file seems to have been cut.`);
+  if (end > data.byteLength) {
+    throw new PageError(`${what} ends at byte ${end}, but the page's data have ${data.byteLength} bytes: the file seems to have been cut.`);
   }
-  return { values: new ELEMENTS[dtype](buffer, offset, count) as ArrayOf<T>, shape: sizes };
+  return { values: new ELEMENTS[dtype](data, offset, count) as ArrayOf<T>, shape: sizes };
 }

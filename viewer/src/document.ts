@@ -13,6 +13,8 @@ export interface Text {
 export interface Layer {
   /** Place in the page's list of layers. */
   readonly position: number;
+  /** Which of two recordings it belongs to; 0 where the page shows one. */
+  readonly recording: number;
   /** The number shown to people; an encoder-decoder model has several layers 0. */
   readonly index: number;
   readonly name: string;
@@ -67,10 +69,12 @@ export interface Page {
   readonly title: string;
   readonly provenance: Readonly<Record<string, string>>;
   readonly accuracy: number;
-  /** Where numbers come from: the page itself, or the server that sent it. */
-  readonly source: "page" | "server";
+  /** Where numbers come from: the page itself, the server that sent it, or the notebook whose frame it is in. */
+  readonly source: "page" | "server" | "frame";
   readonly texts: readonly Text[];
   readonly start: Start;
+  /** The names of two recordings that are compared; null where the page shows one. */
+  readonly recordings: readonly [string, string] | null;
   readonly layers: readonly Layer[];
 }
 
@@ -149,13 +153,15 @@ function readLayer(value: unknown, position: number, texts: readonly Text[], buf
   const H = heads.length;
   const perQuery = (name: string) =>
     optional(layer[name], (reference) => arrayAt(buffer, reference, `${what}.${name}`, "f32", [H, queryCount]).values);
+  const qk = optional(layer["q"], () => readFactors(layer, what, buffer, H, queryCount, keyCount));
   const overview = arrayAt(buffer, layer["overview"], `${what}.overview`, "u8", [H, null, null]);
   return {
     position,
+    recording: need(layer["recording"] ?? 0, (value): value is number => value === 0 || value === 1, `${what}.recording`, "0 or 1"),
     index: need(layer["index"], isCount, `${what}.index`, "a layer number"),
     name: need(layer["name"], isText, `${what}.name`, "text"),
     heads, queryText, keyText, queries, queryCount, keyCount,
-    qk: optional(layer["q"], () => readFactors(layer, what, buffer, H, queryCount, keyCount)),
+    qk,
     weights: optional(layer["weights"], (reference) => arrayAt(buffer, reference, `${what}.weights`, "u16", [H, queryCount, keyCount]).values),
     softcap: optional(layer["softcap"], (c) => need(c, (n): n is number => typeof n === "number" && n > 0, `${what}.softcap`, "null or a number above 0")),
     bias: optional(layer["bias"], (reference) => readBias(buffer, reference, `${what}.bias`, H, queryCount, keyCount)),
@@ -196,10 +202,10 @@ function readBias(buffer: ArrayBuffer, reference: unknown, what: string, heads: 
   return { values, heads: found };
 }
 
-function readSource(value: unknown): "page" | "server" {
+function readSource(value: unknown): Page["source"] {
   if (value === null || value === undefined) return "page";
   const kind = need(value, isObject, "source", "null or an object")["kind"];
-  if (kind !== "server") throw new PageError(`source.kind is ${JSON.stringify(kind ?? null)}, which this page's viewer does not know.`);
+  if (kind !== "server" && kind !== "frame") throw new PageError(`source.kind is ${JSON.stringify(kind ?? null)}, which this page's viewer does not know.`);
   return kind;
 }
 
@@ -217,6 +223,7 @@ export function readPage(document: Json, buffer: ArrayBuffer): Page {
     source: readSource(document["source"]),
     texts,
     layers,
+    recordings: optional(document["recordings"], (names) => need(names, (value): value is [string, string] => listOf(isText)(value) && value.length === 2, "recordings", "two names")),
     start: isObject(document["start"]) ? (document["start"] as Start) : {},
   };
 }

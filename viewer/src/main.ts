@@ -1,14 +1,16 @@
 // Reads the page's document and data, and puts the picture into <div id="multihead">.
 
+import { BrowserAddress, type Address } from "./address";
 import { inflate, PageError } from "./data";
 import { parseDocument, readPage, type Page } from "./document";
 import { h, replace, set } from "./dom";
+import { FrameAddress, Kernel, surroundingWidget } from "./frame";
 import { fromHash, fromStart, toHash } from "./hash";
 import { helpDialog, listenForKeys } from "./keys";
 import { Ladder } from "./ladder";
 import { Lede } from "./lede";
 import { MapView } from "./map/mapview";
-import { RemoteSupply, WorkerSupply, type Ask, type Supply } from "./map/supply";
+import { RememberingSupply, RemoteSupply, WorkerSupply, type Ask, type Supply } from "./map/supply";
 import { Overview } from "./overview";
 import { footer, header, pointed } from "./surround";
 import { Panel } from "./panel";
@@ -27,20 +29,16 @@ const HOVER_REST_MS = 90;
 /** What makes a step that the back button takes back; where the map stands is kept, but is no step. */
 const STEPS: readonly (keyof State)[] = ["layer", "heads", "text", "token", "key", "direction", "view", "scale", "pooling", "sort"];
 
-/** The address follows the choices, and the choices follow the address: back and forward are undo and redo. */
-function keepHash(store: Store): void {
+/** The address follows the choices, and the choices follow the address. */
+function keepHash(store: Store, address: Address): void {
   let timer: ReturnType<typeof setTimeout> | undefined;
   let step = false;
-  let written = location.hash;
+  let written = address.read();
   const write = () => {
     const now = toHash(store.page, store.state);
     if (now === written) return;
-    // Some browsers refuse this when it is called often, and in pages that have no address.
-    try {
-      if (step) history.pushState(null, "", now);
-      else history.replaceState(null, "", now);
-      written = now;
-    } catch { /* the page works without it */ }
+    address.write(now, step);
+    written = now;
     step = false;
   };
   store.subscribe((state, before) => {
@@ -49,14 +47,14 @@ function keepHash(store: Store): void {
     clearTimeout(timer);
     timer = setTimeout(write, 300);
   });
-  addEventListener("popstate", () => {
-    if (location.hash === written) return;
-    written = location.hash;
+  address.onchange = (hash) => {
+    if (hash === written) return;
+    written = hash;
     clearTimeout(timer);
-    store.update({ key: null, at: "", sort: "", ...fromHash(store.page, location.hash), hover: null });
+    store.update({ key: null, at: "", sort: "", ...fromHash(store.page, hash), hover: null });
     clearTimeout(timer);
     step = false;
-  });
+  };
 }
 
 /** Asks for every head's strongest partner when the focus comes to rest. */
@@ -77,9 +75,9 @@ function followFocus(store: Store, show: (partners: Parameters<Relations["show"]
   });
 }
 
-function build(page: Page, root: HTMLElement, supply: () => Supply, ask: Ask | null): Store {
+function build(page: Page, root: HTMLElement, supply: () => Supply, ask: Ask | null, kernel: Kernel | null, address: Address): Store {
   const theme = new Theme(root);
-  const asked: Partial<State> = { ...fromStart(page, page.start), ...fromHash(page, location.hash), dark: theme.dark };
+  const asked: Partial<State> = { ...fromStart(page, page.start), ...fromHash(page, address.read()), dark: theme.dark };
   const store = new Store(page, asked);
   theme.onchange = (dark) => store.update({ dark });
   const notice = h("p", { class: "notice", role: "alert", hidden: true });
@@ -92,6 +90,12 @@ function build(page: Page, root: HTMLElement, supply: () => Supply, ask: Ask | n
     store.remote.onfail = (error) => {
       replace(notice, error instanceof Error ? error.message : String(error));
       set(notice, "hidden", null);
+    };
+  }
+  if (kernel) {
+    kernel.onslow = (slow) => {
+      if (slow) replace(notice, "The kernel does not answer yet: it is busy with another cell, or it has ended.");
+      set(notice, "hidden", slow ? null : true);
     };
   }
   const lede = new Lede(store);
@@ -127,13 +131,14 @@ function build(page: Page, root: HTMLElement, supply: () => Supply, ask: Ask | n
     h("section", { class: "stage", "aria-label": "One layer over the text" }, toolbar.element, ladder.element, text.element, map.element),
     panel.element,
     h("section", { class: "atlas", "aria-label": "All layers and heads" }, h("h2", {}, "All layers and heads"), overview.sorting.element, overview.element, caption, relations.element));
+  if (page.recordings) main.dataset["compared"] = "";
   store.subscribe((state) => { main.dataset["view"] = state.view; });
   root.replaceChildren(
     header(page, search, () => theme.turn(), () => help.showModal()), notice,
     main,
     footer(page), help);
   listenForKeys({ store, search, help, turnTheme: () => theme.turn() });
-  keepHash(store);
+  keepHash(store, address);
   store.start();
   return store;
 }
@@ -141,8 +146,8 @@ function build(page: Page, root: HTMLElement, supply: () => Supply, ask: Ask | n
 function complain(root: HTMLElement, error: unknown): void {
   const known = error instanceof PageError;
   const text = known ? error.message : "The page's viewer failed while drawing.";
-  root.replaceChildren(h("div", { class: "complaint", role: "alert" }, h("h1", {}, "This page cannot be shown"), h("p", {}, text),
-    known ? null : h("p", { class: "quiet" }, error instanceof Error ? error.message : String(error))));
+  root.replaceChildren(h("div", { role: "main" }, h("div", { class: "complaint", role: "alert" }, h("h1", {}, "This page cannot be shown"), h("p", {}, text),
+    known ? null : h("p", { class: "quiet" }, error instanceof Error ? error.message : String(error)))));
 }
 
 const painted = (): Promise<void> => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve, 0)));
@@ -157,10 +162,17 @@ async function open(api: Console): Promise<void> {
     // The text of the data is no longer needed, and it is the largest thing on the page.
     block?.replaceChildren();
     const page = readPage(json, buffer);
-    const ask = page.source === "server" ? askServer(new URL(".", location.href).href) : null;
-    const supply = ask ? () => new RemoteSupply(page, ask) : () => new WorkerSupply(WORKER_SCRIPT, source, buffer);
+    const widget = surroundingWidget();
+    if (page.source === "frame" && !widget) throw new PageError("This page asks a notebook for its numbers: open the notebook and run the cell.");
+    const kernel = page.source === "frame" ? new Kernel(widget!) : null;
+    const ask = page.source === "server" ? askServer(new URL(".", location.href).href) : (kernel?.ask ?? null);
+    const address = widget ? new FrameAddress(widget) : new BrowserAddress();
+    let made: Supply | null = null;
+    // Workers are started when a map is wanted first.
+    const supply = () => (made ??= new RememberingSupply(ask ? new RemoteSupply(page, ask) : new WorkerSupply(WORKER_SCRIPT, source, buffer)));
     api.document = json;
-    api.store = build(page, root, supply, ask);
+    api.supply = supply;
+    api.store = build(page, root, supply, ask, kernel, address);
   } catch (error) {
     complain(root, error);
     throw error;

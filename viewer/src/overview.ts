@@ -72,7 +72,7 @@ export class Overview {
   #layers(): HTMLElement[] {
     const { layers } = this.store.page;
     const numbers = this.#columns.map((head) => h("div", { role: "columnheader", class: "axis", "aria-label": `head ${head}` }, String(head)));
-    const rows: HTMLElement[] = [h("div", { role: "row", class: "row" }, h("div", { role: "columnheader", class: "axis corner", "aria-label": "layer" }), ...numbers)];
+    const rows: HTMLElement[] = [h("div", { role: "row", class: "row" }, h("div", { role: "columnheader", class: "axis corner" }, h("span", { class: "unseen" }, "layer")), ...numbers)];
     layers.forEach((layer, i) => {
       const kind = this.#kind(layer);
       if (kind && (i === 0 || kind !== this.#kind(layers[i - 1]!))) rows.push(h("div", { class: "kind", role: "presentation" }, kind));
@@ -110,10 +110,13 @@ export class Overview {
     const cell = this.#cell(layer, place, strip, column);
     const number = formatTrait(trait, value);
     const short = KINDS.find(([label]) => label === layer.traits?.label[place])?.[1] ?? "";
-    set(cell, "aria-label", `${cell.getAttribute("aria-label")}, ${TRAITS[trait]} ${value === null ? "not known" : number}`);
+    const whose = this.store.page.recordings ? `${"AB"[layer.recording]} ` : "";
+    const words = `${cell.getAttribute("aria-label")}, ${TRAITS[trait]} ${value === null ? "not known" : number}`;
+    set(cell, "aria-label", words);
+    set(cell, "title", words);
     set(cell, "data-value", value);
     cell.style.gridColumn = String(column + 1);
-    cell.append(h("span", { class: "under-map", "aria-hidden": true }, h("b", {}, `${layer.index}.${layer.heads[place]}`), h("span", {}, number), h("i", {}, short)));
+    cell.append(h("span", { class: "under-map", "aria-hidden": true }, h("b", {}, `${layer.index}.${layer.heads[place]}`), h("span", {}, number), h("i", {}, whose + short)));
     return cell;
   }
 
@@ -123,7 +126,7 @@ export class Overview {
     const name = `layer ${layerLabel(this.store.page, layer)} head ${head}`;
     const element = h("div", {
       role: "gridcell", class: "cell", tabindex: -1, "data-layer": layer.index, "data-layer-position": layer.position, "data-head": head,
-      "aria-label": label ? `${name}, ${label}` : name, title: label ? `${layer.index}.${head}: ${label}` : null,
+      "aria-label": label ? `${name}, ${label}` : name, title: label ? `${name}: ${label}` : null,
     });
     this.#cells.set(`${layer.position}/${head}`, { element, strip, column, layer, head, place, colour: "" });
     return element;

@@ -96,7 +96,7 @@ export class Relations {
       type: "button", class: chosen ? "chip chosen" : "chip", "data-layer": layer.index, "data-layer-position": partner.layer, "data-head": partner.head,
       "data-token": partner.token, "data-weight": partner.weight.toFixed(6), "aria-pressed": chosen,
       title: `layer ${layerLabel(this.store.page, layer)}, head ${partner.head}: ${formatWeight(partner.weight)}`,
-      "aria-label": `layer ${layerLabel(this.store.page, layer)} head ${partner.head}, weight ${formatWeight(partner.weight, 2)}`,
+      "aria-label": `${layer.index}.${partner.head}: layer ${layerLabel(this.store.page, layer)} head ${partner.head}, weight ${formatWeight(partner.weight, 2)}`,
     }, `${layer.index}.${partner.head}`);
     chip.style.setProperty("--share", `${Math.round(6 + 44 * partner.weight)}%`);
     if (chosen) chip.style.setProperty("--head", headColour(partner.place, state.dark).css);

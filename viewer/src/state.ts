@@ -63,7 +63,7 @@ export class Store {
     const longest = Math.max(...page.texts.map((text) => text.tokens.length));
     const first: State = {
       layer: 0, heads: page.layers[0]!.heads.slice(0, 1), text: page.layers[0]!.queryText, token: 0,
-      direction: "out", view: longest > LONG_TEXT ? "text" : "lines", dark: false, marks: false, hover: null, key: null, scale: "log", pooling: "mean", at: "", sort: "", arrived: 0,
+      direction: "out", view: longest > LONG_TEXT ? "text" : "lines", dark: false, marks: false, hover: null, key: null, scale: longest > LONG_TEXT ? "log" : "linear", pooling: "mean", at: "", sort: "", arrived: 0,
     };
     this.state = this.#consistent({ ...first, ...asked });
   }
@@ -138,8 +138,9 @@ export function tokenAt(page: Page, text: number, token: number): string {
   return page.texts[text]?.tokens[token] ?? "";
 }
 
-/** "2", or "0 (decoder.0.cross)" where two layers carry the same number. */
+/** "2"; "2 A" of two recordings; or "0 (decoder.0.cross)" where two layers carry the same number. */
 export function layerLabel(page: Page, layer: Layer): string {
-  const shared = page.layers.some((other) => other !== layer && other.index === layer.index);
-  return shared ? `${layer.index} (${layer.name})` : String(layer.index);
+  const own = page.layers.filter((other) => other.recording === layer.recording && other.index === layer.index);
+  const name = page.recordings ? `${layer.index} ${"AB"[layer.recording]}` : String(layer.index);
+  return own.length > 1 ? `${name} (${layer.name})` : name;
 }

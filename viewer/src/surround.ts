@@ -20,18 +20,19 @@ export function header(page: Page, search: Search, turnTheme: () => void, openHe
 export function footer(page: Page): HTMLElement {
   const rows = Object.entries(page.provenance).flatMap(([key, value]) => [h("dt", {}, h("bdi", {}, key)), h("dd", {}, h("bdi", {}, value))]);
   const heads = page.layers.reduce((sum, layer) => sum + layer.heads.length, 0);
-  const measured = Number.isNaN(page.accuracy) ? "" : ` Each weight is within ${accuracy(page.accuracy)} of the recorded one.`;
+  const measured = page.source !== "page" || Number.isNaN(page.accuracy) ? "" : ` Each weight is within ${accuracy(page.accuracy)} of the recorded one.`;
   return h("footer", {},
     h("p", {}, h("strong", {}, "Attention is not explanation."), " A weight says how much of a key's value a head mixes in, not why the model answered as it did."),
-    h("p", { class: "accuracy", "data-accuracy": page.accuracy }, `${page.layers.length} layers, ${heads} heads; the weights are ${origin(page)}.${measured}`),
+    h("p", { class: "accuracy", "data-accuracy": page.accuracy }, `${page.layers.length} layers, ${heads} heads; ${origin(page)}.${measured}`),
     rows.length > 0 && h("details", {}, h("summary", {}, "Provenance"), h("dl", {}, ...rows)));
 }
 
 /** Where the weights come from: a page may hold layers of both kinds. */
 function origin(page: Page): string {
+  if (page.source !== "page") return `the weights come from ${page.source === "server" ? "the server" : "the notebook's kernel"}`;
   const given = page.layers.filter((layer) => layer.weights).length;
-  if (given === 0) return "computed in this page from q and k";
-  return given === page.layers.length ? "those that were given" : `computed in this page from q and k, or in ${given} layers those that were given`;
+  if (given === 0) return "the weights are computed in this page from q and k";
+  return `the weights are ${given === page.layers.length ? "" : `computed in this page from q and k, or in ${given} layers `}those that were given`;
 }
 
 /** Rounded up to one digit, so that the statement stays true. */

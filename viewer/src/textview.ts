@@ -86,7 +86,7 @@ export class TextView {
     });
     replace(this.#scroller, ...this.#flows.map((flow) => {
       const role = flow.place === layer.queryText ? "queries" : "keys";
-      return h("div", { class: "block" }, texts.length > 1 && h("h3", {}, `${page.texts[flow.place]!.name} (${role})`), flow.element);
+      return h("div", { class: "block" }, texts.length > 1 && h("h2", {}, `${page.texts[flow.place]!.name} (${role})`), flow.element);
     }));
     this.#scroller.scrollTop = 0;
     this.#width = 0;

@@ -38,6 +38,50 @@ function lab(colour: Colour, eyes: readonly Colour[]): Colour {
   return [116 * y! - 16, 500 * (x! - y!), 200 * (y! - z!)];
 }
 
+const degrees = (radians: number) => ((radians * 180) / Math.PI + 360) % 360;
+const radians = (angle: number) => (angle * Math.PI) / 180;
+
+/** CIEDE2000 (Sharma, Wu and Dalal 2005, equations 2 to 22), which follows the eye better than the distance in L*a*b*. */
+function difference([L1, a1, b1]: Colour, [L2, a2, b2]: Colour): number {
+  const middle = ((Math.hypot(a1!, b1!) + Math.hypot(a2!, b2!)) / 2) ** 7;
+  const stretch = 1 + 0.5 * (1 - Math.sqrt(middle / (middle + 25 ** 7)));
+  const [C1, C2] = [Math.hypot(a1! * stretch, b1!), Math.hypot(a2! * stretch, b2!)];
+  const [h1, h2] = [C1 === 0 ? 0 : degrees(Math.atan2(b1!, a1! * stretch)), C2 === 0 ? 0 : degrees(Math.atan2(b2!, a2! * stretch))];
+  const grey = C1 * C2 === 0;
+  const turn = grey ? 0 : ((h2 - h1 + 540) % 360) - 180;
+  const dH = 2 * Math.sqrt(C1 * C2) * Math.sin(radians(turn) / 2);
+  const [L, C] = [(L1! + L2!) / 2, (C1 + C2) / 2];
+  const far = Math.abs(h1 - h2) > 180;
+  const h = grey ? h1 + h2 : far ? (h1 + h2 < 360 ? (h1 + h2 + 360) / 2 : (h1 + h2 - 360) / 2) : (h1 + h2) / 2;
+  const T = 1 - 0.17 * Math.cos(radians(h - 30)) + 0.24 * Math.cos(radians(2 * h)) + 0.32 * Math.cos(radians(3 * h + 6)) - 0.2 * Math.cos(radians(4 * h - 63));
+  const SL = 1 + (0.015 * (L - 50) ** 2) / Math.sqrt(20 + (L - 50) ** 2);
+  const [SC, SH] = [1 + 0.045 * C, 1 + 0.015 * C * T];
+  const RT = -Math.sin(radians(60 * Math.exp(-(((h - 275) / 25) ** 2)))) * 2 * Math.sqrt(C ** 7 / (C ** 7 + 25 ** 7));
+  const [l, c, hue] = [(L2! - L1!) / SL, (C2 - C1) / SC, dH / SH];
+  return Math.sqrt(l * l + c * c + hue * hue + RT * c * hue);
+}
+
+/** The two closest of the colours, as the given eyes see them. */
+function closest(colours: readonly string[], eyes: string): number {
+  const seen = colours.map((colour) => lab(rgb(colour), EYES[eyes]!));
+  return Math.min(...seen.flatMap((a, i) => seen.slice(0, i).map((b) => difference(a, b))));
+}
+
+it("the difference of colours is that of the paper's table", () => {
+  expect(difference([50, 2.6772, -79.7751], [50, 0, -82.7485])).toBeCloseTo(2.0425, 4);
+  expect(difference([50, -1, 2], [50, 0, 0])).toBeCloseTo(2.3669, 4);
+  expect(difference([50, 2.5, 0], [50, 0, -2.5])).toBeCloseTo(4.3065, 4);
+  expect(difference([50, 2.5, 0], [73, 25, -18])).toBeCloseTo(27.1492, 4);
+  expect(difference([22.7233, 20.0904, -46.694], [23.0331, 14.973, -42.5619])).toBeCloseTo(2.0373, 4);
+  expect(difference([90.8027, -2.0831, 1.441], [91.1528, -1.6435, 0.0447])).toBeCloseTo(1.4441, 4);
+});
+
+it("the comparison would notice red and green of one lightness", () => {
+  const pair = ["#c04000", "#5a7a00"];
+  expect(closest(pair, "normal")).toBeGreaterThan(35);
+  expect(closest(pair, "deutan")).toBeLessThan(8);
+});
+
 describe.each(["light", "dark"] as const)("%s", (theme) => {
   const paper = variable(theme, "paper");
   const ink = variable(theme, "ink");
@@ -58,6 +102,15 @@ describe.each(["light", "dark"] as const)("%s", (theme) => {
     const seen = PALETTES[theme].map((colour) => lab(rgb(colour), EYES[eyes]!));
     const distances = seen.flatMap((a, i) => seen.slice(0, i).map((b) => Math.hypot(...a.map((value, axis) => value - b[axis]!))));
     expect(Math.min(...distances)).toBeGreaterThan(12);
+  });
+
+  it.each(Object.keys(EYES))("the first eight colours differ clearly for %s eyes", (eyes) => {
+    expect(closest(PALETTES[theme].slice(0, 8), eyes)).toBeGreaterThan(10);
+    expect(closest(PALETTES[theme], eyes)).toBeGreaterThan(9);
+  });
+
+  it("the ring around what has the focus is seen on every ground", () => {
+    for (const ground of ["paper", "raised", "wash"]) expect(contrast(variable(theme, "focus"), variable(theme, ground))).toBeGreaterThan(3);
   });
 
   it("chips of the strongest heads stay readable", () => {

@@ -4,6 +4,7 @@ Whatever needs torch is imported inside the commands, so that help and mistakes 
 """
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +13,7 @@ from multihead.cli.options import File, Heads, Layers, Model, Output, Save, Targ
 from multihead.cli.places import check_apart, check_writable, free_name
 from multihead.cli.serving import Door, is_surely_too_large
 from multihead.cli.source import Source
-from multihead.cli.terminal import busy, has_display, plain_errors, writable_everywhere
+from multihead.cli.terminal import busy, plain_errors, show_file, writable_everywhere
 from multihead.version import __version__
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -35,6 +36,12 @@ Examples:
   multihead show run.safetensors --token 7         what was saved with --save, and the token at a position
 """
 
+_COMPARE_EXAMPLES = """\b
+Examples:
+  multihead view "The bank of the river." --save river.safetensors --no-open
+  multihead view "The bank of the city." --save city.safetensors --no-open
+  multihead compare river.safetensors city.safetensors
+"""
 _ESTIMATE_EXAMPLES = """\b
 Examples:
   multihead estimate --length 512
@@ -106,11 +113,7 @@ def view(
         if serve:
             door.serve(recording, lambda _: chosen)
             return
-        typer.echo(str(path))
-        if not no_open and has_display():
-            import webbrowser
-
-            webbrowser.open(path.resolve().as_uri())
+        show_file(path, opens=not no_open)
 
 
 @app.command(epilog=_SHOW_EXAMPLES)
@@ -147,6 +150,31 @@ def show(
         told = summary(recording, chosen, count=count, marks=every, plain=out.options.ascii_only)
         source.keep(recording)
         out.print(told)
+
+
+@app.command(epilog=_COMPARE_EXAMPLES)
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A recording (*.safetensors).")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    *,
+    output: Output = None,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Write the page and do not open it.")] = False,
+) -> None:
+    """Write a page with two recordings: their maps side by side, and the first less the second."""
+    with plain_errors():
+        path = free_name() if output is None else output
+        check_writable(path)
+        check_apart({"--output": path, "A": first})
+        check_apart({"--output": path, "B": second})
+        with busy() as say:
+            say("opening the recordings")
+            from multihead.recording import load
+            from multihead.view.comparison import write_comparison
+
+            pair = load(first), load(second)
+            say("drawing the page")
+            write_comparison(*pair, path, names=(first.stem, second.stem))
+        show_file(path, opens=not no_open)
 
 
 @app.command(epilog=_ESTIMATE_EXAMPLES)

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -69,3 +70,12 @@ def raised_here(error: Exception) -> bool:
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith("multihead.")
+
+
+def show_file(path: Path, *, opens: bool) -> None:
+    """Say where a page was written, and open it if there is a screen."""
+    typer.echo(str(path))
+    if opens and has_display():
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())

@@ -52,6 +52,7 @@ class Seeing:
         bins = max(len(asked.edges(sizes)) - 1, 0)
         per_query = batch * heads * queries
         found = {name: per_query * real for name in ("lse", "max_score", "entropy", "sink") if getattr(asked, name)}
+        found |= {name: self._block_cells() * real for name in ("blocks", "block_peaks") if getattr(asked, name)}
         if asked.visible:
             found["visible"] = batch * queries * 8
         if asked.top:
@@ -61,9 +62,7 @@ class Seeing:
         if bins:
             found["offsets"] = batch * heads * bins * real + 8 * (bins + 1)
         if asked.blocks is not None:
-            found["blocks"] = self._block_cells() * real + 16
-        if asked.block_peaks:
-            found["block_peaks"] = self._block_cells() * real
+            found["blocks"] += 2 * 8
         if asked.rows is not None:
             found["rows"] = batch * heads * rows * keys * real + 8 * rows
         if asked.columns is not None:

@@ -48,7 +48,7 @@ def layers_of(
     heads = None if heads is None else whole_numbers("heads", heads)
     texts = _texts(tokens, key_tokens)
     asking, answering = next(iter(texts)), list(texts)[-1]
-    asked = _Asked(len(texts[asking]), *(len(texts[name][0]) for name in (asking, answering)), asking != answering)
+    asked = _Asked(len(texts[asking]), len(texts[asking][0]), len(texts[answering][0]), asking != answering)
     layers = []
     for place, (number, entry) in enumerate(zip(numbers, entries, strict=True)):
         if entry is not None:

@@ -30,7 +30,7 @@ _COUNTED = 1 << 22
 
 @dataclass(frozen=True)
 class Seen:
-    """Which queries count, and what they see."""
+    """Which queries count, and what they see; on the CPU."""
 
     real: Bool[Tensor, " query"]
     """Of the recorded queries, those that are no padding."""
@@ -62,7 +62,14 @@ class Seen:
         first = 0 if keys is None or len(keys) != layer.sizes.keys or not len(keys) else int(keys.int().argmax())
         one_text = layer.query_text == layer.key_text and layer.sizes.offset >= 0
         positions = queries + layer.sizes.offset if one_text else None
-        return cls(real, positions, *_visibility(layer, item, real, by_pairs=by_pairs), first)
+        visible, seen = _visibility(layer, item, real, by_pairs=by_pairs)
+        return cls(
+            real.cpu(),
+            None if positions is None else positions.cpu(),
+            None if visible is None else visible.cpu(),
+            None if seen is None else seen.cpu(),
+            first,
+        )
 
 
 def _device(layer: Layer) -> torch.device:
@@ -137,7 +144,7 @@ def _mask_of(layer: Layer, item: int, mask: Mask, device: torch.device) -> Mask:
 def recorded(layer: Layer, item: int, seen: Seen) -> dict[str, Tensor]:
     """What the layer's statistics say exactly: (heads, queries), or (heads,) and (heads, keys) of sums over queries."""
     own = {
-        name: tensor[item] if layer.axes(name)[0] == "batch" else tensor
+        name: (tensor[item] if layer.axes(name)[0] == "batch" else tensor).cpu()
         for name, tensor in layer.statistics.named().items()
     }
     known = {name: own[name] for name in ("entropy", "sink") if name in own}
@@ -145,7 +152,7 @@ def recorded(layer: Layer, item: int, seen: Seen) -> dict[str, Tensor]:
         known["sink"] = seen.real.new_zeros(len(layer.heads), len(seen.real), dtype=torch.float64)
     elif "sink" not in known and layer.sinks is not None and "lse" in own:
         lse = own["lse"].double()
-        known["sink"] = (layer.sinks.double()[:, None] - lse).exp().masked_fill(lse == -torch.inf, 0.0)
+        known["sink"] = (layer.sinks.cpu().double()[:, None] - lse).exp().masked_fill(lse == -torch.inf, 0.0)
     if seen.first in (chosen := own["column_keys"].tolist() if "columns" in own else []):
         known["first"] = own["columns"][:, :, chosen.index(seen.first)]
     # sums over queries hold those that are padding too
@@ -200,7 +207,7 @@ class _ByDistance(RowStatistic):
 
     def of(self, tile: WeightTile) -> Float[Tensor, "batch head query"]:
         keys = torch.arange(tile.keys.start, tile.keys.stop, device=tile.weights.device)
-        apart = (self.positions[tile.queries, None] - keys).abs()
+        apart = (self.positions[tile.queries.cpu(), None].to(keys.device) - keys).abs()
         return torch.einsum("bhqk,qk->bhq", tile.weights, self.factor(apart).to(tile.weights))
 
 
@@ -213,7 +220,7 @@ class _AtDistance(RowStatistic):
     distance: int
 
     def of(self, tile: WeightTile) -> Float[Tensor, "batch head query"]:
-        places = self.positions[tile.queries] - self.distance - tile.keys.start
+        places = self.positions[tile.queries.cpu()].to(tile.weights.device) - self.distance - tile.keys.start
         width = tile.weights.shape[-1]
         if not width:
             return tile.weights.sum(-1)
@@ -236,7 +243,7 @@ def measured(
         }
         own += [_ByDistance(name, seen.positions, factor) for name, factor in factors.items() if name not in known]
     if layer.weights is not None:
-        return _of_given(layer.weights[item], seen, own)
+        return _of_given(layer.weights[item].cpu(), seen, own)
     if layer.q is None or layer.k is None:
         return {}
     asked = Statistics.only(
@@ -247,7 +254,8 @@ def measured(
         own=tuple(own),
     )
     places = seen.real.nonzero()[:, 0]
-    _, found = measure(_call(layer, item), asked, queries=None if len(places) == len(seen.real) else places)
+    chosen = None if len(places) == len(seen.real) else places.to(layer.q.device)
+    _, found = measure(_call(layer, item), asked, queries=chosen)
     return dict(_spread_out(found, places, len(seen.real)))
 
 
@@ -270,9 +278,9 @@ def _spread_out(found: Measurements, places: Tensor, count: int) -> Iterator[tup
     """Measurements of some queries as of all, 0 at the others."""
     for name, tensor in found.named().items():
         if name == "received":
-            yield name, tensor[0]
+            yield name, tensor[0].cpu()
         elif name in ("entropy", "sink", "columns") or name.startswith("row_statistics."):
-            values = tensor[0] if name != "columns" else tensor[0, :, :, 0]
+            values = (tensor[0] if name != "columns" else tensor[0, :, :, 0]).cpu()
             whole = values.new_zeros(len(values), count)
             whole[:, places] = values
             yield {"columns": "first"}.get(name, name.removeprefix("row_statistics.")), whole

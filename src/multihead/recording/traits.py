@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -141,15 +142,18 @@ def layer_traits(recording: "Recording", layer: Layer, *, item: int = 0, measure
     """
     seen = Seen.of(recording, layer, item, by_pairs=measure)
     known = recorded(layer, item, seen)
-    tokens = recording.texts.get(layer.key_text)
-    marks = None if tokens is None else torch.tensor([is_mark(token) for token in tokens[item]], dtype=torch.bool)
     if measure:
-        known |= measured(layer, item, seen, known, None if marks is None or not len(marks) else marks)
+        known |= measured(layer, item, seen, known, _marks(recording.texts.get(layer.key_text), item))
     columns = {name: _numbers(values) for name, values in _means(known, seen, layer).items()}
     return [
         HeadTraits(layer=layer.index, head=head, **{name: column[place] for name, column in columns.items()})
         for place, head in enumerate(layer.heads)
     ]
+
+
+def _marks(text: Sequence[Sequence[str]] | None, item: int) -> Tensor | None:
+    """(keys,), True at special tokens and punctuation; None without tokens."""
+    return torch.tensor(list(map(is_mark, text[item])), dtype=torch.bool) if text and text[item] else None
 
 
 def _numbers(values: Tensor) -> list[float | None]:
@@ -176,7 +180,7 @@ def _means(known: Mapping[str, Tensor], seen: Seen, layer: Layer) -> dict[str, T
     if "entropy" in known:
         outcomes = seen.visible if layer.sinks is None else seen.visible + 1
         found["spread"] = _spread(known["entropy"], counted, outcomes)
-    return {name: values.cpu() for name, values in found.items()}
+    return found
 
 
 def _spread(entropy: Tensor, counted: Tensor, outcomes: Tensor) -> Tensor:
@@ -194,9 +198,9 @@ def _gini(received: Tensor, seen: Seen, heads: int) -> Tensor:
     if seen.keys is None:
         return received.new_full((heads,), torch.nan, dtype=torch.float64)
     here = seen.keys.expand(heads, -1)
-    # keys that nobody sees stand before the others, with rank and value 0
-    x = received.double().masked_fill(~here, -1.0).sort(1).values
+    # keys that nobody sees stand before the others, with rank and value 0; torch sorts several times as slowly
+    x = torch.from_numpy(np.sort(received.masked_fill(~here, -1.0).numpy(), axis=1)).double()
     m = here.sum(1, keepdim=True).double()
-    rank = torch.arange(1, x.shape[1] + 1, device=x.device) - (x.shape[1] - m)
+    rank = torch.arange(1, x.shape[1] + 1) - (x.shape[1] - m)
     x = x.clamp_min(0.0)
     return ((2 * rank - m - 1) * x).sum(1) / (m[:, 0] * x.sum(1))

@@ -1,5 +1,6 @@
 """Pictures of a recording: a page for the browser, a table for the terminal."""
 
 from multihead.view.page import page, write_page
+from multihead.view.pictures import Frames, Picture
 
-__all__ = ["page", "write_page"]
+__all__ = ["Frames", "Picture", "page", "write_page"]

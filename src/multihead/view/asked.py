@@ -1,6 +1,5 @@
 """What a figure is asked to show: layer, heads, token, and the weights between them."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,9 +11,6 @@ from multihead.errors import RecordingError, SourceError
 from multihead.recording import Layer, Link, Recording
 from multihead.recording.query import check_item, numbers, token_at, weights
 from multihead.view.opening import asking_text, likely_token, telling_link
-
-LARGEST_MAP = 480
-"""Cells a side of a drawn map; more tokens share cells."""
 
 _LINKS = 400
 _BAND = 1 << 22
@@ -131,6 +127,11 @@ def look_for(recording: Recording, asked: Asked) -> Found:
         heads = heads or (layer.heads[0] if link is None else link.head,)
     else:
         layer = layers[0]
+    absent = sorted(set(heads) - set(layer.heads))
+    if absent:
+        raise RecordingError(
+            f"head {numbers(absent)} of layer {layer.index} was not recorded: its heads are {numbers(layer.heads)}."
+        )
     tokens = recording.texts[text][asked.item] if text in recording.texts else None
     number = layer.query_of_place(place, len(tokens) if tokens is not None else layer.sizes.queries) if asks else place
     if number is None:
@@ -138,9 +139,11 @@ def look_for(recording: Recording, asked: Asked) -> Found:
     return Found(layer, heads, token_at(tokens, place), place, asks, number)
 
 
-def pooled(layer: Layer, head: int, queries: Sequence[int], keys: Sequence[int], item: int) -> np.ndarray:
-    """One head's map, at most LARGEST_MAP cells a side: each the largest of its weights. A band of rows at a time."""
-    high, wide = (math.ceil(len(chosen) / LARGEST_MAP) for chosen in (queries, keys))
+def pooled(
+    layer: Layer, head: int, queries: Sequence[int], keys: Sequence[int], item: int, cell: tuple[int, int]
+) -> np.ndarray:
+    """One head's map, (R, C): of each cell of queries × keys the largest weight. A band of rows at a time."""
+    high, wide = cell
     height = max(high, _BAND // len(keys) // high * high)
     bands = []
     for top in range(0, len(queries), height):

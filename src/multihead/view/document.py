@@ -96,6 +96,7 @@ def document_of(
     accuracy: float,
     source: Node | None = None,
     told: Mapping[str, str] | None = None,
+    pictures: Mapping[str, Node] | None = None,
 ) -> Node:
     """The whole document.
 
@@ -108,6 +109,7 @@ def document_of(
         accuracy: the largest difference of a weight that is drawn.
         source: where numbers come from; None: the page itself.
         told: what else the provenance says.
+        pictures: what there is to say about texts that are no words, by their names.
     """
     model = recording.provenance.get("model")
     provenance = {str(key): str(value) for key, value in recording.provenance.items()}
@@ -118,7 +120,7 @@ def document_of(
         "provenance": {**provenance, "page": f"multihead {__version__}", **(told or {})},
         "accuracy": accuracy,
         "source": source,
-        "texts": [{"name": name, "tokens": tokens} for name, tokens in texts.items()],
+        "texts": [{"name": name, "tokens": tokens, **(pictures or {}).get(name, {})} for name, tokens in texts.items()],
         "start": dict(start),
         "layers": layers,
     }

@@ -8,11 +8,10 @@
 ...     _ = model(x, x, x, need_weights=False)
 >>> recording = seen.recording(tokens=["the", "model", "looks", "at", "words"])
 >>> drawn = recording.figure("map", layer=0, heads=[1, 3])
->>> [image.get_array().shape for axes in drawn.axes[1:3] for image in axes.images]
-[(5, 5), (5, 5)]
+>>> {image.get_gid(): image.get_array().shape for axes in drawn.axes for image in axes.images if image.get_gid()}
+{'layer-0-head-1': (5, 5), 'layer-0-head-3': (5, 5)}
 """
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,6 @@ from multihead.recording import Recording
 from multihead.recording.query import token_at, weights
 from multihead.recording.words import cleaned, shown
 from multihead.view.asked import (
-    LARGEST_MAP,
     Asked,
     Found,
     check,
@@ -109,6 +107,8 @@ def figure(
     check(recording, asked, chosen)
     scale = _scale(scale, "sqrt" if chosen in ("heads", "text") else "linear")
     width, height = _size(size)
+    if title is not None and not isinstance(title, str):
+        raise TypeError(f"title={title!r} is no text.")
     try:
         from multihead.view.drawing.paper import DARK, LIGHT, Look, our_style
     except ImportError as error:
@@ -134,18 +134,18 @@ def _heads(recording: Recording, asked: Asked, look: "Look") -> "AttentionFigure
 
 
 def _map(recording: Recording, asked: Asked, look: "Look") -> "AttentionFigure":
-    from multihead.view.drawing.maps import Panel, draw_maps
+    from multihead.view.drawing.maps import Panel, draw_maps, tokens_of_cells
 
     found = look_for(recording, asked)
-    layer, item = found.layer, asked.item
+    layer = found.layer
     queries, keys = _sides(recording, asked, found)
     chosen = found.queries(asked), found.keys(asked)
+    cell = tokens_of_cells(layer.index, found.heads, queries, keys, look)
     panels = []
     for head in found.heads:
         colour, _ = look.theme.head(layer.heads.index(head))
-        panels.append(Panel(layer.index, head, colour, pooled(layer, head, *chosen, item)))
-    high, wide = (math.ceil(len(numbers) / LARGEST_MAP) for numbers in chosen)
-    said = [f"Each cell is the largest of {high} × {wide} weights."] if max(high, wide) > 1 else []
+        panels.append(Panel(layer.index, head, colour, pooled(layer, head, *chosen, asked.item, cell)))
+    said = [f"Each cell is the largest of {cell[0]} × {cell[1]} weights."] if max(cell) > 1 else []
     return draw_maps(panels, queries, keys, said, look)
 
 

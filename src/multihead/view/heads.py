@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from multihead.recording import Layer, Recording
+from multihead.recording import HeadTraits, Layer, Recording
 from multihead.recording.traits import layer_traits
 
 MEASURED_PAIRS = 1 << 29
@@ -21,20 +21,30 @@ def described(
         entries: of the recording's layers, in their order.
         recording: what the document is about.
         item: the sequence of the batch.
-        most: pairs of queries and keys; a recording with more of them is not measured, so that only what its
-            statistics say is known.
+        most: as for :func:`quick_traits`.
+    """
+    found = quick_traits(recording, item, most=most)
+    nodes = [{name: [getattr(one, name) for one in heads] for name in ("label", *NUMBERS)} for heads in found]
+    return [{**entry, "traits": node} for entry, node in zip(entries, nodes, strict=True)]
+
+
+def quick_traits(recording: Recording, item: int, *, most: int = MEASURED_PAIRS) -> list[list[HeadTraits]]:
+    """For each layer the traits of its heads, as far as they are known soon.
+
+    Args:
+        recording: what was seen.
+        item: the sequence of the batch.
+        most: pairs of queries and keys. A recording with more of them, over all heads, is not measured, so that only
+            what its statistics say is known.
     """
     measure = sum(map(_pairs, recording.layers)) <= most
-    return [
-        {**entry, "traits": _node(recording, layer, item, measure=measure)}
-        for entry, layer in zip(entries, recording.layers, strict=True)
-    ]
+    return [layer_traits(recording, layer, item=item, measure=measure) for layer in recording.layers]
+
+
+def head_kinds(recording: Recording, item: int) -> dict[tuple[int, int], str]:
+    """The label of each head by layer and head, as far as it is known soon."""
+    return {(one.layer, one.head): one.label for heads in quick_traits(recording, item) for one in heads}
 
 
 def _pairs(layer: Layer) -> int:
     return len(layer.heads) * layer.query_count * layer.sizes.keys
-
-
-def _node(recording: Recording, layer: Layer, item: int, *, measure: bool) -> dict[str, object]:
-    found = layer_traits(recording, layer, item=item, measure=measure)
-    return {name: [getattr(one, name) for one in found] for name in ("label", *NUMBERS)}

@@ -12,16 +12,17 @@ from pathlib import Path
 from multihead.files import written_whole
 from multihead.recording import Layer, Recording
 from multihead.view.codec import ACCURACY, Encoded, encode_all, kept
-from multihead.view.document import Data, document_of, layer_entry, placement, texts_of
+from multihead.view.document import Data, Node, document_of, layer_entry, placement, texts_of
 from multihead.view.heads import described
 from multihead.view.opening import start as opening
+from multihead.view.pictures import Pictures, first_token, named, nodes
 from multihead.view.rounded import compressed_bytes, rounded
 
 LARGEST_PAGE = 64_000_000
 """Bytes that a page may have; a browser opens more only with patience."""
 
 _BITS = 18.5
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; worker-src blob:"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; worker-src blob:"
 _SHELL = """\
 <!doctype html>
 <html lang="en">
@@ -50,6 +51,7 @@ def page(
     start: Mapping[str, object] | None = None,
     item: int = 0,
     accuracy: float = ACCURACY,
+    pictures: Pictures | None = None,
 ) -> str:
     """The page that shows a recording: one HTML file with everything in it, for any browser, without a network.
 
@@ -61,6 +63,8 @@ def page(
         item: the sequence of the batch.
         accuracy: the largest difference between a weight drawn and the recorded one. The page states what was reached;
             it is 7.7e-6 for weights that were given.
+        pictures: for texts that are no words what their tokens are, by the text's name: ``{"text": Picture("cat.jpg",
+            (14, 14))}``; see :mod:`multihead.view.pictures`.
 
     Returns:
         The HTML, the same for the same recording. Size: O(tokens) for each head; about 7 MB for 512 tokens and 72
@@ -68,33 +72,54 @@ def page(
 
     Raises:
         ValueError: the recording holds no layer, or one without q, k and lse and without weights; its texts do not
-            fit; or the page would pass 64 MB.
+            fit; a picture fits no text; or the page would pass 64 MB.
         FileNotFoundError: the viewer's bundle is missing from this installation.
+        ImportError: there are pictures and no Pillow.
     """
-    _check(recording, item)
+    check_shown(recording, item)
+    recording, shown = named(recording, pictures, item), nodes(pictures)
     texts = texts_of(recording, item)
+    check_size(recording.layers, item, accuracy)
+    data = Data()
+    layers, reached, told = layers_of(recording, texts, item, accuracy, data)
+    document = document_of(
+        recording,
+        layers,
+        texts=texts,
+        title=title,
+        start=opening(recording, first_token(recording, pictures), item=item) if start is None else start,
+        accuracy=reached,
+        told=told,
+        pictures=shown,
+    )
+    return html_of(document, data)
+
+
+def layers_of(
+    recording: Recording, texts: dict[str, list[str]], item: int, accuracy: float, data: Data
+) -> tuple[list[Node], float, dict[str, str]]:
+    """The document's entries of all layers, the accuracy that was reached, and what there is to say about it.
+
+    Raises:
+        ValueError: the texts have other lengths than the attention.
+    """
     for layer in recording.layers:
         placement(layer, texts)
-    script, style = bundle()
-    _check_size(recording.layers, item, accuracy, len(script) + len(style))
-    data, layers, reached, sampled = Data(), [], 0.0, {}
+    entries, reached, told = [], 0.0, {}
     computed = [layer for layer in recording.layers if layer.weights is None]
     with closing(encode_all(computed, item=item, accuracy=accuracy)) as encodings:
         for layer in recording.layers:
             encoded = next(encodings) if layer.weights is None else rounded(layer.weights, item=item)
             reached = max(reached, encoded.accuracy)
             if isinstance(encoded, Encoded) and encoded.rows < layer.query_count:
-                sampled["accuracy measured on"] = f"{encoded.rows} of {layer.query_count} rows of each head"
-            layers.append(layer_entry(layer, encoded, texts, item, data))
-    document = document_of(
-        recording,
-        described(layers, recording, item),
-        texts=texts,
-        title=title,
-        start=opening(recording, item=item) if start is None else start,
-        accuracy=reached,
-        told=sampled,
-    )
+                told["accuracy measured on"] = f"{encoded.rows} of {layer.query_count} rows of each head"
+            entries.append(layer_entry(layer, encoded, texts, item, data))
+    return described(entries, recording, item), reached, told
+
+
+def html_of(document: Node, data: Data) -> str:
+    """The page of a document and its data."""
+    script, style = bundle()
     return _SHELL.format(
         policy=_POLICY,
         title=title_in_html(document),
@@ -113,6 +138,7 @@ def write_page(
     start: Mapping[str, object] | None = None,
     item: int = 0,
     accuracy: float = ACCURACY,
+    pictures: Pictures | None = None,
 ) -> Path:
     """Write :func:`page` to a file, whole or not at all, over one that is there; the path.
 
@@ -123,7 +149,7 @@ def write_page(
             socket or a device.
         ValueError: as :func:`page`.
     """
-    text = page(recording, title=title, start=start, item=item, accuracy=accuracy)
+    text = page(recording, title=title, start=start, item=item, accuracy=accuracy, pictures=pictures)
     with written_whole(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
     return Path(path)
@@ -170,7 +196,8 @@ def bundle() -> tuple[str, str]:
     return script, style
 
 
-def _check(recording: Recording, item: int) -> None:
+def check_shown(recording: Recording, item: int) -> None:
+    """Raise ``ValueError`` unless there is something of this sequence to show."""
     if not recording.layers:
         raise ValueError("the recording holds no layer, so there is nothing to show: observe at least one.")
     batch = min(layer.sizes.batch for layer in recording.layers)
@@ -181,10 +208,10 @@ def _check(recording: Recording, item: int) -> None:
             kept(layer)
 
 
-def _check_size(layers: tuple[Layer, ...], item: int, accuracy: float, other: int) -> None:
+def check_size(layers: tuple[Layer, ...], item: int, accuracy: float) -> None:
     """Refuse a page that would be too large, and say what fits."""
     sizes = _sizes(layers, item, accuracy)
-    total, room = sum(sizes), LARGEST_PAGE - other
+    total, room = sum(sizes), LARGEST_PAGE - sum(map(len, bundle()))
     if total <= room:
         return
     heads = sum(len(layer.heads) for layer in layers)
@@ -203,14 +230,14 @@ def _check_size(layers: tuple[Layer, ...], item: int, accuracy: float, other: in
     )
 
 
-def fits(recording: Recording, *, item: int = 0, accuracy: float = ACCURACY) -> bool:
-    """Whether the page of a recording stays within 64 MB.
+def fits(recording: Recording, *, item: int = 0, accuracy: float = ACCURACY, most: int = LARGEST_PAGE) -> bool:
+    """Whether the page of a recording stays within ``most`` bytes, as estimated.
 
     Raises:
         ValueError: as :func:`page`, but for its size.
     """
-    _check(recording, item)
-    return sum(_sizes(recording.layers, item, accuracy)) <= LARGEST_PAGE - sum(map(len, bundle()))
+    check_shown(recording, item)
+    return sum(_sizes(recording.layers, item, accuracy)) <= most - sum(map(len, bundle()))
 
 
 def _sizes(layers: tuple[Layer, ...], item: int, accuracy: float) -> list[float]:

@@ -12,7 +12,7 @@ import os  # noqa: TC003
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -24,10 +24,20 @@ from multihead.recording import Layer, Recording, load
 from multihead.recording.maps import LayerMap
 from multihead.recording.query import check_item, weights
 from multihead.recording.stored import StoredLayer
-from multihead.view.document import CELLS, document_of, overview, placement, sampled_overview, served_entry, texts_of
+from multihead.view.document import (
+    CELLS,
+    Node,
+    document_of,
+    overview,
+    placement,
+    sampled_overview,
+    served_entry,
+    texts_of,
+)
 from multihead.view.heads import described
 from multihead.view.opening import likely_token, start
 from multihead.view.page import bundle, json_in_html, title_in_html
+from multihead.view.pictures import Pictures, first_token, named, nodes
 from multihead.web import EXPOSED, Answer, Lane, Memory, Refusal, Site, Watched
 
 __all__ = ["Served", "opened", "serve", "serving"]
@@ -75,9 +85,11 @@ class Served:
         title: the page's; None: the model's name.
         opening: what the page opens with; None: a likely token, and the head that tells most about it.
         watched: the files that must stay as they are.
+        pictures: as for :func:`multihead.view.page.page`.
+        kind: whom the page asks for its numbers: this ``server``, or the notebook whose ``frame`` it is in.
 
     Raises:
-        ValueError: the recording holds no layer, or its texts do not fit.
+        ValueError: the recording holds no layer, or its texts or pictures do not fit.
         RecordingError: there is no such sequence, or a layer holds nothing to show.
 
     Memory: the page, ``CACHE_BYTES`` of answers, and what :class:`multihead.recording.maps.LayerMap` keeps.
@@ -91,23 +103,27 @@ class Served:
         title: str | None = None,
         opening: Mapping[str, object] | None = None,
         watched: Sequence[Watched] = (),
+        pictures: Pictures | None = None,
+        kind: Literal["server", "frame"] = "server",
     ) -> None:
         if not recording.layers:
             raise ValueError("the recording holds no layer, so there is nothing to show: observe at least one.")
         for layer in recording.layers:
             check_item(item, layer.sizes.batch)
+        recording, self._pictures = named(recording, pictures, item), nodes(pictures)
         self.recording, self.item, self.watched = recording, item, tuple(watched)
         self.maps = [LayerMap(layer, item) for layer in recording.layers]
         self.texts = texts_of(recording, item)
         self.places = [_places(layer, self.texts) for layer in recording.layers]
-        self._opening = _opening(recording, item) if opening is None else opening
-        self._page = self._drawn(title)
+        self._opening = _opening(recording, item, first_token(recording, pictures)) if opening is None else opening
+        self.document = self._described(title, kind)
+        self._page = _SHELL.format(title=title_in_html(self.document), document=json_in_html(self.document)).encode()
         memory = Memory(CACHE_BYTES)
         self._tiles, self._lines = Lane(2, memory), Lane(1, memory)
         self._blocks = Lane(1, finishes=True)
 
-    def _drawn(self, title: str | None) -> bytes:
-        """The page, written once."""
+    def _described(self, title: str | None, kind: str) -> Node:
+        """The document of the page."""
         layers = self.recording.layers
         pairs = sum(_pairs(layer) for layer in layers if layer.statistics.blocks is None)
         told, rows = {}, None
@@ -116,17 +132,17 @@ class Served:
             rows = max(1, OVERVIEW_WEIGHTS // (per_row * CELLS))
             told["overview measured on"] = f"at most {rows * CELLS} queries of each head"
         entries = [served_entry(layer, self._overview(layer, rows), self.texts) for layer in layers]
-        document = document_of(
+        return document_of(
             self.recording,
             described(entries, self.recording, self.item, most=OVERVIEW_WEIGHTS),
             texts=self.texts,
             title=title,
             start=self._opening,
             accuracy=0.0,
-            source={"kind": "server"},
+            source={"kind": kind},
             told=told,
+            pictures=self._pictures,
         )
-        return _SHELL.format(title=title_in_html(document), document=json_in_html(document)).encode()
 
     def _overview(self, layer: Layer, rows: int | None) -> Tensor:
         if layer.statistics.blocks is not None or rows is None or rows * CELLS >= layer.query_count:
@@ -168,7 +184,7 @@ class Served:
         """Raise a refusal where a file is not what it was: what is mapped from it may be gone."""
         for file in self.watched:
             if not file.same():
-                raise Refusal(409, f"{file.path.name} has been changed since it was opened: start the server again.")
+                raise Refusal(409, f"{file.path.name} has been changed since it was opened: open it again.")
 
     def _pausing(self, pause: Pause) -> Pause:
         def between_pieces() -> None:
@@ -340,12 +356,12 @@ def _row_at(positions: np.ndarray, position: int) -> int | None:
     return int(found[0]) if len(found) else None
 
 
-def _opening(recording: Recording, item: int) -> dict[str, object]:
+def _opening(recording: Recording, item: int, token: int | None) -> dict[str, object]:
     """What the page opens with; of a large recording no more than its text is read for it."""
     numbers = sum(len(layer.heads) * (layer.query_count + layer.sizes.keys) for layer in recording.layers)
     if 4 * 64 * numbers <= EAGER_BYTES:
-        return start(recording, item=item)
-    return {"token": likely_token(recording, item)}
+        return start(recording, token, item=item)
+    return {"token": likely_token(recording, item) if token is None else token}
 
 
 def opened(
@@ -354,6 +370,7 @@ def opened(
     item: int = 0,
     title: str | None = None,
     token: Callable[[Recording], str | int | None] | None = None,
+    pictures: Pictures | None = None,
 ) -> Served:
     """A recording, or the file of one, as what a site serves.
 
@@ -362,24 +379,30 @@ def opened(
         item: the sequence of the batch.
         title: the page's; None: the model's name.
         token: from the recording to the token that the page opens with, or to None for a likely one.
+        pictures: as for :func:`multihead.view.page.page`.
 
     Raises:
         RecordingError, ValueError: as :func:`multihead.load` and :class:`Served`.
         SourceError: the token is not there.
     """
     if isinstance(source, Recording):
-        recording = source
-        paths = {layer.path for layer in recording.layers if isinstance(layer, StoredLayer)}
-        watched = [Watched.of(path) for path in sorted(paths)]
+        recording, watched = source, files_of(source)
     else:
         watched = [Watched.of(Path(source))]
         recording = load(source)
+    recording = named(recording, pictures, item)
     chosen = None if token is None else token(recording)
     opening = None if chosen is None else start(recording, chosen, item=item)
-    served = Served(recording, item=item, title=title, opening=opening, watched=watched)
+    served = Served(recording, item=item, title=title, opening=opening, watched=watched, pictures=pictures)
     if not all(file.same() for file in watched):
         raise RecordingError(f"{watched[0].path} was changed while it was opened: try again.")
     return served
+
+
+def files_of(recording: Recording) -> list[Watched]:
+    """The files that a recording is mapped from, as they are now."""
+    paths = {layer.path for layer in recording.layers if isinstance(layer, StoredLayer)}
+    return [Watched.of(path) for path in sorted(paths)]
 
 
 def serve(
@@ -390,6 +413,7 @@ def serve(
     item: int = 0,
     title: str | None = None,
     told: Callable[[str], None] | None = None,
+    pictures: Pictures | None = None,
 ) -> None:
     """Serve a recording to browsers on this machine until interrupted.
 
@@ -400,12 +424,13 @@ def serve(
         item: the sequence of the batch.
         title: the page's; None: the model's name.
         told: called with the address as soon as it is there; None: a line of ``logging``.
+        pictures: as for :func:`multihead.view.page.page`.
 
     Raises:
         SourceError: starlette and uvicorn are missing, or the port is taken.
         RecordingError, ValueError: there is nothing to show.
     """
-    site = Site(lambda: opened(source, item=item, title=title), host=host, port=port)
+    site = Site(lambda: opened(source, item=item, title=title, pictures=pictures), host=host, port=port)
     if site.exposed:
         logging.getLogger("multihead").warning(EXPOSED)
     if told is None:
@@ -417,12 +442,17 @@ def serve(
 
 @contextlib.contextmanager
 def serving(
-    source: "Recording | str | os.PathLike[str]", *, host: str = "127.0.0.1", port: int = 0, item: int = 0
+    source: "Recording | str | os.PathLike[str]",
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    item: int = 0,
+    pictures: Pictures | None = None,
 ) -> Iterator[str]:
     """Serve a recording from a thread inside the block, as in a notebook; the address.
 
     Raises:
         SourceError: as :func:`serve`.
     """
-    with Site(lambda: opened(source, item=item), host=host, port=port).running() as url:
+    with Site(lambda: opened(source, item=item, pictures=pictures), host=host, port=port).running() as url:
         yield url

@@ -4,7 +4,7 @@ Everything here returns what rich can print; nothing is printed. Tokens are data
 what would move the cursor is written as an escape.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from rich.console import Group, RenderableType
@@ -14,6 +14,7 @@ from rich.text import Text
 from multihead.errors import MultiheadError, RecordingError, SourceError
 from multihead.recording import Link, Recording
 from multihead.recording.words import cleaned, is_mark, shown, words_of
+from multihead.view.heads import head_kinds
 from multihead.view.opening import asking_text, telling_link
 
 __all__ = ["bar", "links_table", "shaded", "summary"]
@@ -73,10 +74,11 @@ def summary(
     if not found:
         raise failures[0]
     parts: list[RenderableType] = []
+    known = head_kinds(recording, item)
     for direction, links in found.items():
         wanted = [link for link in links if marks or not is_mark(_other_end(link, direction)[0])][:count]
         strong = [link for link in wanted if link.weight >= _FAINTEST] or wanted[:1]
-        table = links_table(strong, direction=direction, plain=plain)
+        table = links_table(strong, direction=direction, kinds=known, plain=plain)
         parts += [_heading(recording, token, direction, item), table, Text()]
     told = telling_link(found.get("from", []), recording)
     if told is not None:
@@ -104,24 +106,30 @@ def _heading(recording: Recording, token: str | int, direction: Direction, item:
     return heading
 
 
-def links_table(links: Sequence[Link], *, direction: Direction = "from", plain: bool = False) -> Table:
-    """Links as a table: layer, head, the token at the other end and its position, weight and a bar.
+def links_table(
+    links: Sequence[Link],
+    *,
+    direction: Direction = "from",
+    kinds: Mapping[tuple[int, int], str] | None = None,
+    plain: bool = False,
+) -> Table:
+    """Links as a table: layer, head, the token at the other end and its position, weight, a bar and the head's kind.
 
-    Of a token that occurs several times also which of them.
+    Of a token that occurs several times also which of them. Kinds are by layer and head; None: there is no such column.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     ends = [_other_end(link, direction) for link in links]
     several = len({own for _, _, own in ends}) > 1
     numeric = ["layer", "head", *(["from" if direction == "from" else "to"] if several else [])]
-    for name in (*numeric, "token", "at", "weight", ""):
-        justify = "left" if name in ("token", "") else "right"
+    for name in (*numeric, "token", "at", "weight", "", *([] if kinds is None else ["kind"])):
+        justify = "left" if name in ("token", "", "kind") else "right"
         table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis", max_width=_TOKEN_WIDTH)
     for link, (token, place, own) in zip(links, ends, strict=True):
         blocks = Text(bar(link.weight, plain=plain), style="color(32)")
         owns = [str(own)] if several else []
-        table.add_row(
-            str(link.layer), str(link.head), *owns, Text(_label(token)), str(place), f"{link.weight:.3f}", blocks
-        )
+        kind = [] if kinds is None else [Text(kinds.get((link.layer, link.head), ""), style="dim")]
+        weight = f"{link.weight:.3f}"
+        table.add_row(str(link.layer), str(link.head), *owns, Text(_label(token)), str(place), weight, blocks, *kind)
     return table
 
 

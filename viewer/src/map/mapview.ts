@@ -1,209 +1,186 @@
 // One head's map, or several in their colours, like a street map: from the whole text down to a pair of tokens.
+// Two recordings stand side by side, with their difference, and move together.
 
-import OpenSeadragon from "openseadragon";
 import { headColour, rgb } from "../colours";
+import { matchOf, type Match } from "../compare";
 import type { Layer } from "../document";
 import { frame, h, replace, set, tokenText } from "../dom";
 import { piecesOf } from "../spelling";
 import type { State, Store } from "../state";
 import { formatWeight } from "../tokens";
-import { Axis } from "./axis";
+import { MapBoard, type Pair, type Point, type Subject } from "./board";
 import { Grid, type Pooling } from "./grid";
 import { Legend } from "./legend";
+import { differencePainting, headPainting, type Look } from "./paintings";
 import { linear, logarithmic, ranked, type Scale, type Shade } from "./shade";
-import { filled, mapSource } from "./source";
-import { RememberingSupply, type Supply } from "./supply";
+import type { Painted } from "./source";
+import type { Supply } from "./supply";
 
-/** Pixels a token at the deepest zoom; a map that is smaller than the window may be deeper. */
-const DEEPEST = 40;
-const PAN = 0.15;
 const QUIET_MS = 250;
 /** Heads that are read out under the pointer. */
 const READ = 6;
-
-/** A point of the map in tokens. */
-interface Point {
-  readonly row: number;
-  readonly key: number;
-}
+/** More, less: the first recording's weight beside the second's. */
+const SIGNED = { light: ["#0072b2", "#d55e00"], dark: ["#4aa8e8", "#f0813a"] } as const;
 
 export class MapView {
   readonly element: HTMLElement;
-  readonly #stage = h("div", { class: "map-stage", tabindex: 0, role: "application" });
-  readonly #top = new Axis("top");
-  readonly #left = new Axis("left");
+  readonly #boards = h("div", { class: "map-boards" });
   readonly #readout = h("p", { class: "readout", "aria-live": "polite" });
-  readonly #complaint = h("p", { class: "map-complaint", role: "alert", hidden: true });
   readonly #legend: Legend;
-  readonly #row = h("div", { class: "cross row" });
-  readonly #column = h("div", { class: "cross column" });
-  readonly #frame = h("div", { class: "map-frame" });
   readonly #supply: () => Supply;
-  #made: Supply | null = null;
-  #viewer: OpenSeadragon.Viewer | null = null;
+  #shown: MapBoard[] = [];
   #layer = -1;
+  #match: Match | null = null;
   #grid = new Grid(1, 1);
   #rowOf = new Map<number, number>();
-  #drawn = "";
   #asked = new AbortController();
   #quiet: ReturnType<typeof setTimeout> | undefined;
   #own = "";
+  #following = false;
 
   constructor(readonly store: Store, supply: () => Supply) {
-    this.#supply = () => (this.#made ??= new RememberingSupply(supply()));
-    this.#legend = new Legend(store, { zoom: (factor) => this.#zoom(factor), whole: () => this.#viewer?.viewport.goHome() });
-    this.element = h("div", { class: "mapview", hidden: true }, this.#legend.element,
-      h("div", { class: "map-board" }, h("div", { class: "map-corner", "aria-hidden": true }), this.#top.element, this.#left.element, this.#stage, this.#complaint),
-      this.#readout);
-    const point = frame((at: Point | null) => this.#read(at));
-    this.#stage.addEventListener("pointermove", (event) => { if (event.pointerType !== "touch") point(this.#at(event)); });
-    this.#stage.addEventListener("pointerleave", () => point(null));
-    this.#stage.addEventListener("keydown", (event) => this.#key(event));
+    this.#supply = supply;
+    this.#legend = new Legend(store, { zoom: (factor) => this.#first?.zoom(factor), whole: () => this.#first?.whole(false) });
+    this.element = h("div", { class: "mapview", hidden: true }, this.#legend.element, this.#boards, this.#readout);
     store.subscribe((state, before) => this.#update(state, before));
+  }
+
+  get #first(): MapBoard | null {
+    return this.#shown[0] ?? null;
   }
 
   #update(state: State, before: State | null): void {
     this.element.hidden = state.view !== "map";
     if (this.element.hidden) return;
-    const viewer = (this.#viewer ??= this.#open());
-    if (this.#layer !== state.layer) this.#enter(viewer, state);
-    this.#paint(viewer, state);
+    if (this.#shown.length === 0) this.#build();
+    if (this.#layer !== state.layer) this.#enter(state);
+    this.#paint(state);
     const elsewhere = !before || before.view !== state.view || before.at !== state.at;
     if (elsewhere && state.at !== "" && state.at !== this.#own) this.#go(state.at);
+    const pair = this.#pair(state);
+    for (const board of this.#shown) board.choose(pair);
     const moved = before && (before.token !== state.token || before.key !== state.key || before.text !== state.text);
-    this.#cross(state);
-    if (moved && !state.hover) this.#reveal(state);
-    this.#axes();
+    if (moved && !state.hover) this.#first!.reveal();
     if (!state.hover) this.#read(null);
   }
 
-  #open(): OpenSeadragon.Viewer {
-    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    const viewer = OpenSeadragon({
-      element: this.#stage, drawer: "canvas", showNavigationControl: false, showNavigator: true, navigatorPosition: "BOTTOM_RIGHT",
-      navigatorSizeRatio: 0.18, navigatorAutoFade: false, animationTime: still ? 0 : 0.25, springStiffness: 12, blendTime: 0,
-      imageSmoothingEnabled: false, minPixelRatio: 1, minZoomImageRatio: 0.7, visibilityRatio: 0.3, preserveViewport: true,
-      maxZoomPixelRatio: DEEPEST, imageLoaderLimit: 8, maxImageCacheCount: 600, timeout: 600_000, crossOriginPolicy: false,
-      gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, gestureSettingsPen: { clickToZoom: false },
-    });
-    // The page has keys of its own, and OpenSeadragon's would answer as well.
-    viewer.addHandler("canvas-key", (event) => { event.preventDefaultAction = true; });
-    for (const part of this.#stage.querySelectorAll("[tabindex]")) part.removeAttribute("tabindex");
-    viewer.addHandler("update-viewport", () => this.#axes());
-    viewer.addHandler("animation-finish", () => this.#settle());
-    viewer.addHandler("resize", () => this.#axes());
-    viewer.addHandler("canvas-click", (event) => {
-      if (!event.quick) return;
-      const at = this.#pointAt(event.position);
-      if (at) this.#pin(at);
-    });
-    return viewer;
+  #build(): void {
+    const point = frame((at: Point | null) => this.#read(at));
+    const count = this.store.page.recordings ? 3 : 1;
+    this.#shown = Array.from({ length: count }, () => new MapBoard(this.#boards));
+    this.#boards.dataset["count"] = String(count);
+    for (const board of this.#shown) {
+      board.onpin = (at) => this.#pin(at);
+      board.onpoint = point;
+      board.onmove = (resting) => this.#moved(board, resting);
+      board.stage.addEventListener("keydown", (event) => this.#key(event, board));
+    }
+    this.#first!.onbegin = () => {
+      if (this.store.state.at !== "") this.#go(this.store.state.at);
+      this.#legend.say(this.#first!.level);
+    };
   }
 
   /** Another layer: another grid, other tokens along the sides. */
-  #enter(viewer: OpenSeadragon.Viewer, state: State): void {
-    const layer = this.store.layer;
-    const before = this.#grid;
+  #enter(state: State): void {
+    const { page, layer } = this.store;
     this.#layer = state.layer;
     this.#grid = new Grid(layer.queryCount, layer.keyCount);
     this.#rowOf = new Map(layer.queries?.map((position, row) => [position, row]));
-    this.#top.tokenOf = (key) => ({ token: piecesOf(this.store, layer.keyText, key), position: key });
-    this.#left.tokenOf = (row) => {
-      const position = layer.queries?.[row] ?? row;
-      return { token: piecesOf(this.store, layer.queryText, position), position };
+    this.#match = matchOf(page, layer);
+    const [board, other, difference] = this.#shown;
+    if (!other || !difference) {
+      board!.enter(this.#subject(layer));
+      return;
+    }
+    const { first, second, apart, sameTexts } = this.#match ?? { first: layer, second: null, apart: "The other recording has no layer that answers to this one.", sameTexts: false };
+    const names = page.recordings!;
+    board!.title = `A: ${names[0]}`;
+    other.title = `B: ${names[1]}`;
+    difference.title = sameTexts ? "A − B" : "A − B, of two texts";
+    board!.enter(this.#subject(first));
+    if (second) other.enter(this.#subject(second));
+    else other.refuse(apart!);
+    if (apart) difference.refuse(apart);
+    else difference.enter(this.#subject(first));
+  }
+
+  #subject(layer: Layer): Subject {
+    return {
+      grid: new Grid(layer.queryCount, layer.keyCount),
+      label: `map of ${layer.queryCount} queries by ${layer.keyCount} keys: arrows move the chosen pair, plus and minus zoom, 0 shows the whole`,
+      keyName: (key) => ({ token: piecesOf(this.store, layer.keyText, key), position: key }),
+      rowName: (row) => {
+        const position = layer.queries?.[row] ?? row;
+        return { token: piecesOf(this.store, layer.queryText, position), position };
+      },
     };
-    set(this.#stage, "aria-label", `map of ${layer.queryCount} queries by ${layer.keyCount} keys: arrows move the chosen pair, plus and minus zoom, 0 shows the whole`);
-    const same = before.queries === this.#grid.queries && before.keys === this.#grid.keys;
-    viewer.world.removeAll();
-    viewer.clearOverlays();
-    this.#drawn = "";
-    const { width, height } = this.#size();
-    viewer.addOverlay({ element: this.#frame, location: new OpenSeadragon.Rect(0, 0, layer.keyCount / width, layer.queryCount / width) });
-    for (const line of [this.#row, this.#column]) viewer.addOverlay({ element: line, location: new OpenSeadragon.Rect(0, 0, 0, 0) });
-    if (!same) viewer.world.addOnceHandler("add-item", () => {
-      const side = Math.min(this.#stage.clientWidth / width, this.#stage.clientHeight / height);
-      // OpenSeadragon counts the deepest zoom in pixels a token.
-      (viewer.viewport as unknown as { maxZoomPixelRatio: number }).maxZoomPixelRatio = Math.max(DEEPEST, 1.2 * side);
-      viewer.viewport.goHome(true);
-      if (state.at !== "") this.#go(state.at);
+  }
+
+  #paint(state: State): void {
+    const [board, other, difference] = this.#shown;
+    const { layer } = this.store;
+    if (!this.#match || !other || !difference) {
+      board!.paint(this.#heads(layer, state), state.dark);
+      return;
+    }
+    const { first, second, apart } = this.#match;
+    board!.paint(this.#heads(first, state), state.dark);
+    other.paint(this.#heads(second, state), state.dark);
+    if (!apart) difference.paint(this.#differences(first, second, state), state.dark);
+  }
+
+  #heads(layer: Layer, state: State): Painted[] {
+    return state.heads.filter((head) => layer.heads.includes(head)).map((head) => {
+      const place = layer.heads.indexOf(head);
+      return headPainting({ layer: layer.position, place }, rgb(headColour(place, state.dark).css), this.#look(layer, place, state));
     });
   }
 
-  #size(): { width: number; height: number } {
-    return { width: filled(this.#grid.keys, this.#grid), height: filled(this.#grid.queries, this.#grid) };
+  /** Of the first chosen head that both have: signed colours of several would not be told apart. */
+  #differences(first: Layer, second: Layer, state: State): Painted[] {
+    const head = state.heads.find((one) => first.heads.includes(one) && second.heads.includes(one));
+    if (head === undefined) return [];
+    const [more, less] = SIGNED[state.dark ? "dark" : "light"];
+    const place = first.heads.indexOf(head);
+    return [differencePainting({ layer: first.position, place }, { layer: second.position, place: second.heads.indexOf(head) }, [rgb(more), rgb(less)], this.#look(first, place, state))];
   }
 
-  #paint(viewer: OpenSeadragon.Viewer, state: State): void {
-    const { layer } = this.store;
-    const drawn = [state.layer, state.heads.join("-"), state.pooling, state.scale, state.dark].join("/");
-    if (drawn === this.#drawn) return;
-    this.#drawn = drawn;
-    set(this.#complaint, "hidden", true);
-    const old = Array.from({ length: viewer.world.getItemCount() }, (_, i) => viewer.world.getItemAt(i)!);
-    let missing = state.heads.length;
-    if (missing === 0) viewer.world.removeAll();
-    for (const head of state.heads) {
-      const place = layer.heads.indexOf(head);
-      viewer.addTiledImage({
-        tileSource: mapSource({
-          supply: this.#supply(), layer: state.layer, head: place, grid: this.#grid, pooling: state.pooling,
-          colour: rgb(headColour(place, state.dark).css), shade: this.#shade(state.scale, state.layer, place, state.pooling),
-          key: [state.layer, head, state.pooling, state.scale, state.dark].join("/"), failed: (error) => this.#complain(error),
-        }),
-        x: 0, y: 0, width: 1,
-        compositeOperation: state.dark ? "lighter" : "multiply",
-        // The old picture stays until all of the new one has begun.
-        success: () => { missing -= 1; if (missing === 0) for (const item of old) viewer.world.removeItem(item); },
-      });
+  #look(layer: Layer, place: number, { scale, pooling }: State): Look {
+    const supply = this.#supply();
+    const grid = new Grid(layer.queryCount, layer.keyCount);
+    const shadeKey = scale === "rank" ? `rank/${layer.position}/${place}` : scale;
+    return { supply, grid, pooling, shadeKey, shade: () => shadeOf(scale, supply, layer, place, grid, pooling) };
+  }
+
+  #moved(board: MapBoard, resting: boolean): void {
+    if (board === this.#first) this.#legend.say(board.level);
+    if (!this.#following && board.begun) {
+      this.#following = true;
+      const { sight } = board;
+      for (const other of this.#shown) if (other !== board) other.sight = sight;
+      this.#following = false;
     }
+    if (!resting) return;
+    clearTimeout(this.#quiet);
+    this.#quiet = setTimeout(() => this.#settle(), QUIET_MS);
   }
 
-  async #shade(scale: Scale, layer: number, place: number, pooling: Pooling): Promise<Shade> {
-    if (scale === "linear") return linear;
-    if (scale === "log") return logarithmic;
-    const whole = { level: this.#grid.top, y: 0, x: 0 };
-    return ranked(await this.#supply().tile(layer, place, whole, pooling, new AbortController().signal));
+  /** After a movement: the address says where we are. */
+  #settle(): void {
+    const board = this.#first!;
+    if (this.element.hidden || !board.begun) return;
+    const { key, row, across } = board.sight;
+    this.#own = [key, row, across].map((number) => Math.round(number * 10) / 10).join(",");
+    this.store.update({ at: this.#own });
   }
 
-  #complain(error: unknown): void {
-    set(this.#complaint, "hidden", null);
-    replace(this.#complaint, error instanceof Error ? error.message : String(error));
-  }
-
-  /** Pixels a token now, and where token 0 stands. */
-  #scale(viewer: OpenSeadragon.Viewer): { scale: number; left: number; top: number } {
-    const origin = viewer.viewport.pixelFromPoint(new OpenSeadragon.Point(0, 0), true);
-    const one = viewer.viewport.pixelFromPoint(new OpenSeadragon.Point(1, 0), true);
-    return { scale: (one.x - origin.x) / this.#size().width, left: origin.x, top: origin.y };
-  }
-
-  #axes(): void {
-    const viewer = this.#viewer;
-    if (!viewer || viewer.world.getItemCount() === 0) return;
-    const { scale, left, top } = this.#scale(viewer);
-    const pair = this.#pair(this.store.state);
-    this.#top.draw(left, scale, this.#grid.keys, pair.key);
-    this.#left.draw(top, scale, this.#grid.queries, pair.row);
-    this.#stage.classList.toggle("near", scale >= 13);
-    this.#legend.say(this.#level(scale));
-  }
-
-  /** The level whose cells are about a pixel. */
-  #level(scale: number): number {
-    return Math.min(this.#grid.top, Math.max(0, Math.ceil(-Math.log2(scale) - 1e-9)));
-  }
-
-  #at(event: PointerEvent): Point | null {
-    const box = this.#stage.getBoundingClientRect();
-    return this.#pointAt(new OpenSeadragon.Point(event.clientX - box.left, event.clientY - box.top));
-  }
-
-  #pointAt(pixel: OpenSeadragon.Point): Point | null {
-    if (!this.#viewer || this.#viewer.world.getItemCount() === 0) return null;
-    const { x, y } = this.#viewer.viewport.pointFromPixel(pixel, true);
-    const { width } = this.#size();
-    const at = { row: Math.floor(y * width), key: Math.floor(x * width) };
-    return at.row >= 0 && at.row < this.#grid.queries && at.key >= 0 && at.key < this.#grid.keys ? at : null;
+  #go(at: string): void {
+    const numbers = at.split(",").map(Number);
+    if (numbers.length !== 3 || !numbers.every(Number.isFinite)) return;
+    const [key, row, across] = numbers as [number, number, number];
+    this.#own = at;
+    this.#first!.sight = { key, row, across };
   }
 
   /** What stands under the pointer, or the chosen pair: each head's number. */
@@ -211,30 +188,44 @@ export class MapView {
     this.#asked.abort();
     this.#asked = new AbortController();
     const { signal } = this.#asked;
-    const viewer = this.#viewer;
     const { state } = this.store;
     const chosen = this.#pair(state);
     const shown = at ?? (chosen.row !== null && chosen.key !== null ? { row: chosen.row, key: chosen.key } : null);
-    if (!viewer || viewer.world.getItemCount() === 0 || !shown) {
+    if (!shown) {
       replace(this.#readout, h("span", { class: "quiet" }, "Point at a cell to read it; click to keep its row and column."));
       return;
     }
-    const level = at ? this.#level(this.#scale(viewer).scale) : 0;
+    const level = at ? this.#first!.level : 0;
     const [row, column] = [shown.row >> level, shown.key >> level];
     const heads = state.heads.slice(0, READ);
-    const numbers = heads.map(() => h("span", { class: "number" }, "…"));
-    replace(this.#readout, ...this.#names(level, row, column), ...heads.flatMap((head, i) => {
+    const cells = heads.map((head) => ({ head, number: h("span", { class: "number" }, "…") }));
+    replace(this.#readout, ...this.#names(level, row, column), ...cells.map(({ head, number }) => {
       const swatch = h("i", { class: "swatch" });
       swatch.style.setProperty("--head", headColour(this.store.layer.heads.indexOf(head), state.dark).css);
-      return [h("span", { class: "one", "data-head": head }, swatch, `head ${head} `, numbers[i]!)];
+      return h("span", { class: "one", "data-head": head }, swatch, `head ${head} `, number);
     }), state.heads.length > READ ? h("span", { class: "quiet" }, `and ${state.heads.length - READ} more`) : null);
-    heads.forEach((head, i) => {
-      const place = this.store.layer.heads.indexOf(head);
-      this.#supply().cell(state.layer, place, level, row, column, state.pooling, signal).then((value) => {
-        replace(numbers[i]!, formatWeight(value, level === 0 ? 4 : 5));
-        set(numbers[i]!, "data-value", value.toPrecision(9));
-      }).catch((error: unknown) => { if (!signal.aborted) replace(numbers[i]!, error instanceof Error ? error.message : String(error)); });
-    });
+    const layers = this.#match ? [this.#match.first, this.#match.second] : [this.store.layer];
+    for (const { head, number } of cells) void this.#number(layers, head, { level, row, column, pooling: state.pooling }, number, signal);
+  }
+
+  /** A head's number in the recording; or in both, and their difference. */
+  async #number(layers: readonly Layer[], head: number, { level, row, column, pooling }: { level: number; row: number; column: number; pooling: Pooling }, into: HTMLElement, signal: AbortSignal): Promise<void> {
+    const digits = level === 0 ? 4 : 5;
+    try {
+      const values = await Promise.all(layers.map((layer) => {
+        const place = layer.heads.indexOf(head);
+        const inside = place >= 0 && row * 2 ** level < layer.queryCount && column * 2 ** level < layer.keyCount;
+        return inside ? this.#supply().cell(layer.position, place, level, row, column, pooling, signal) : NaN;
+      }));
+      const [value, other] = values;
+      const words = values.map((one) => (Number.isNaN(one) ? "–" : formatWeight(one, digits)));
+      const difference = other === undefined ? "" : value! - other;
+      replace(into, words.join(" and "), typeof difference === "number" && !Number.isNaN(difference) ? `, ${difference < 0 ? "−" : "+"}${formatWeight(Math.abs(difference), digits)}` : "");
+      set(into, "data-value", value!.toPrecision(9));
+      set(into, "data-other", other === undefined ? null : other.toPrecision(9));
+    } catch (error) {
+      if (!signal.aborted) replace(into, error instanceof Error ? error.message : String(error));
+    }
   }
 
   #names(level: number, row: number, column: number): (Node | string)[] {
@@ -258,7 +249,7 @@ export class MapView {
   }
 
   /** The chosen pair's row and column, null where none is chosen or recorded. */
-  #pair(state: State): { row: number | null; key: number | null } {
+  #pair(state: State): Pair {
     const { layer } = this.store;
     const asks = state.token !== null && state.text === layer.queryText && (state.direction === "out" || layer.queryText !== layer.keyText);
     const answers = state.token !== null && state.text === layer.keyText && !asks;
@@ -271,82 +262,25 @@ export class MapView {
     return this.#rowOf.get(token) ?? null;
   }
 
-  #cross(state: State): void {
-    const viewer = this.#viewer!;
-    const { row, key } = this.#pair(state);
-    const { width } = this.#size();
-    for (const line of [this.#row, this.#column]) line.classList.toggle("none", (line === this.#row ? row : key) === null);
-    if (row !== null) viewer.updateOverlay(this.#row, new OpenSeadragon.Rect(0, row / width, this.#grid.keys / width, 1 / width));
-    if (key !== null) viewer.updateOverlay(this.#column, new OpenSeadragon.Rect(key / width, 0, 1 / width, this.#grid.queries / width));
-  }
-
-  /** Moves the chosen pair into sight. */
-  #reveal(state: State): void {
-    const viewer = this.#viewer!;
-    if (viewer.world.getItemCount() === 0) return;
-    const { row, key } = this.#pair(state);
-    const { width } = this.#size();
-    const sight = viewer.viewport.getBounds(false);
-    const centre = sight.getCenter();
-    const y = row === null ? centre.y : (row + 0.5) / width;
-    const x = key === null ? centre.x : (key + 0.5) / width;
-    const inside = (value: number, from: number, size: number) => value >= from + PAN * 0.3 * size && value <= from + size * (1 - PAN * 0.3);
-    const seen = inside(y, sight.y, sight.height) && inside(x, sight.x, sight.width);
-    if (!seen) viewer.viewport.panTo(new OpenSeadragon.Point(x, y));
-  }
-
-  #zoom(factor: number): void {
-    const viewer = this.#viewer;
-    if (!viewer || viewer.world.getItemCount() === 0) return;
+  #key(event: KeyboardEvent, board: MapBoard): void {
+    if (event.ctrlKey || event.metaKey || event.altKey || !board.begun) return;
     const { row, key } = this.#pair(this.store.state);
-    const { width } = this.#size();
-    const pinned = row !== null && key !== null ? new OpenSeadragon.Point((key + 0.5) / width, (row + 0.5) / width) : undefined;
-    const about = pinned && viewer.viewport.getBounds(true).containsPoint(pinned) ? pinned : undefined;
-    viewer.viewport.zoomBy(factor, about);
-    viewer.viewport.applyConstraints();
-  }
-
-  #key(event: KeyboardEvent): void {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const { state } = this.store;
-    const { row, key } = this.#pair(state);
-    const viewer = this.#viewer;
-    if (!viewer || viewer.world.getItemCount() === 0) return;
-    const step = (event.shiftKey ? 10 : 1) * 2 ** this.#level(this.#scale(viewer).scale);
+    const step = (event.shiftKey ? 10 : 1) * 2 ** board.level;
     const move = { ArrowUp: [-step, 0], ArrowDown: [step, 0], ArrowLeft: [0, -step], ArrowRight: [0, step] }[event.key];
     if (move) {
       const within = (value: number, count: number) => Math.min(Math.max(value, 0), count - 1);
       this.#pin({ row: within((row ?? 0) + move[0]!, this.#grid.queries), key: within((key ?? row ?? 0) + move[1]!, this.#grid.keys) });
-    } else if (event.key === "+" || event.key === "=") this.#zoom(2);
-    else if (event.key === "-") this.#zoom(0.5);
-    else if (event.key === "0") viewer.viewport.goHome();
+    } else if (event.key === "+" || event.key === "=") board.zoom(2);
+    else if (event.key === "-") board.zoom(0.5);
+    else if (event.key === "0") board.whole(false);
     else return;
     event.preventDefault();
     event.stopPropagation();
   }
+}
 
-  /** After a movement: the address says where we are. */
-  #settle(): void {
-    clearTimeout(this.#quiet);
-    this.#quiet = setTimeout(() => {
-      const viewer = this.#viewer;
-      if (!viewer || this.element.hidden || viewer.world.getItemCount() === 0) return;
-      const { width } = this.#size();
-      const { x, y } = viewer.viewport.getCenter(false);
-      const across = viewer.viewport.getBounds(false).width * width;
-      this.#own = [x * width, y * width, across].map((number) => Math.round(number * 10) / 10).join(",");
-      this.store.update({ at: this.#own });
-    }, QUIET_MS);
-  }
-
-  #go(at: string): void {
-    const viewer = this.#viewer!;
-    const numbers = at.split(",").map(Number);
-    if (viewer.world.getItemCount() === 0 || numbers.length !== 3 || !numbers.every(Number.isFinite)) return;
-    const [x, y, across] = numbers as [number, number, number];
-    const { width } = this.#size();
-    this.#own = at;
-    viewer.viewport.zoomTo(width / Math.max(across, 1), undefined, true);
-    viewer.viewport.panTo(new OpenSeadragon.Point(x / width, y / width), true);
-  }
+async function shadeOf(scale: Scale, supply: Supply, layer: Layer, place: number, grid: Grid, pooling: Pooling): Promise<Shade> {
+  if (scale === "linear") return linear;
+  if (scale === "log") return logarithmic;
+  return ranked(await supply.tile(layer.position, place, { level: grid.top, y: 0, x: 0 }, pooling, new AbortController().signal));
 }

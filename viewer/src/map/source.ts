@@ -1,21 +1,15 @@
 // One head's map as OpenSeadragon takes it: tiles that are painted here instead of downloaded.
 
 import OpenSeadragon from "openseadragon";
-import { Grid, TILE, type Place, type Pooling } from "./grid";
-import { paint, type Shade } from "./shade";
-import type { Supply } from "./supply";
+import { Grid, TILE, type Place } from "./grid";
 
+/** A map that can be drawn: where its pixels come from, and a name by which OpenSeadragon keeps them. */
 export interface Painted {
-  readonly supply: Supply;
-  readonly layer: number;
-  readonly head: number;
   readonly grid: Grid;
-  readonly pooling: Pooling;
-  readonly colour: readonly [number, number, number];
-  readonly shade: Promise<Shade>;
-  /** Names all of the above but the supply: OpenSeadragon keeps its tiles by it. */
+  /** Names everything that the pixels depend on. */
   readonly key: string;
-  readonly failed: (error: unknown) => void;
+  /** A tile's pixels, row by row, four bytes each. */
+  pixels(place: Place, signal: AbortSignal): Promise<Uint8ClampedArray>;
 }
 
 /** Tokens a side once the map is filled up to whole cells of the highest level. */
@@ -28,7 +22,7 @@ interface Job {
   fail(message: string, request: null): void;
 }
 
-export function mapSource(map: Painted): OpenSeadragon.TileSource {
+export function mapSource(map: Painted, failed: (error: unknown) => void): OpenSeadragon.TileSource {
   const { grid } = map;
   const width = filled(grid.keys, grid);
   const height = filled(grid.queries, grid);
@@ -39,28 +33,28 @@ export function mapSource(map: Painted): OpenSeadragon.TileSource {
     getTilePostData: place,
     tileExists: (level: number, x: number, y: number) => grid.has(place(level, x, y)),
     hasTransparency: () => true,
-    downloadTileStart: (job: Job) => void draw(map, job, width, height),
+    downloadTileStart: (job: Job) => void draw(map, job, width, height, failed),
     downloadTileAbort: (job: Job) => job.userData.controller?.abort(),
   });
 }
 
-async function draw(map: Painted, job: Job, width: number, height: number): Promise<void> {
+async function draw(map: Painted, job: Job, width: number, height: number, failed: (error: unknown) => void): Promise<void> {
   const controller = new AbortController();
   job.userData.controller = controller;
   const place = job.postData;
   try {
-    const [cells, shade] = await Promise.all([map.supply.tile(map.layer, map.head, place, map.pooling, controller.signal), map.shade]);
+    const pixels = await map.pixels(place, controller.signal);
     const { rows, columns } = map.grid.tile(place);
     const canvas = document.createElement("canvas");
     canvas.width = Math.min(TILE, width / 2 ** place.level - place.x * TILE);
     canvas.height = Math.min(TILE, height / 2 ** place.level - place.y * TILE);
     const context = canvas.getContext("2d")!;
     const image = context.createImageData(columns, rows);
-    paint(cells, map.colour, shade, image.data);
+    image.data.set(pixels);
     context.putImageData(image, 0, 0);
     job.finish(context, null, "context2d");
   } catch (error) {
-    if (!controller.signal.aborted) map.failed(error);
+    if (!controller.signal.aborted) failed(error);
     job.fail(error instanceof Error ? error.message : String(error), null);
   }
 }

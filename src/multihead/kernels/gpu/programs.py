@@ -193,7 +193,7 @@ def _mass(mass, weights, rows, keys, ours, offset, edges, bins, near_key, far_ke
     do_not_specialize=["place_first", "place_stop", "key_first", "key_stop", "tile_first", "tile_stop", "queries"]
 )
 @no_type_check
-def second_pass(  # noqa: PLR0915
+def second_pass(  # noqa: C901, PLR0915  what is left out when it is compiled is a branch here
     q, q_strides, k, k_strides, numbers, limits, spans, mask, bias, shift, inverse,
     received, seers, edges, mass, blocks, block_peaks,
     place_first, place_stop, key_first, key_stop, tile_first, tile_stop, key_tiles, queries, all_keys, offset, bins,
@@ -266,15 +266,16 @@ def second_pass(  # noqa: PLR0915
                 row = number // down_tiles * down_blocks + place
                 wanted = whole & (columns < across_blocks) & (places_across < across_count) & (row < down_count)
                 where = (pair.to(tl.int64) * down_count + row) * across_count + places_across
-                before = tl.load(blocks + where, mask=wanted, other=0.0)
-                tl.store(blocks + where, before + cells.to(tl.float32), mask=wanted)
+                total = tl.load(blocks + where, mask=wanted, other=0.0) + cells.to(tl.float32)
+                tl.store(blocks + where, total, mask=wanted)
                 if block_peaks is not None:
                     raised = tl.maximum(highest, tl.max(tl.where(mine[:, None], weights, 0.0), 0))
                     if down_tiles > 1:
                         highest = raised
                     peaks = tl.max(tl.where(of_column, raised[:, None], 0.0), 0)
-                    known_peaks = tl.load(block_peaks + where, mask=wanted, other=0.0)
-                    tl.store(block_peaks + where, tl.maximum(known_peaks, peaks), mask=wanted)
+                    peaks = tl.maximum(peaks, tl.load(block_peaks + where, mask=wanted, other=0.0))
+                    # a maximum may lose a NaN, a sum does not
+                    tl.store(block_peaks + where, tl.where(total == total, peaks, total), mask=wanted)  # noqa: PLR0124
 
     if received is not None:
         where = pair.to(tl.int64) * all_keys + keys

@@ -1,5 +1,6 @@
 """Every layer and head as a small map."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from matplotlib.collections import LineCollection
 
 from multihead.view.drawing.letters import Letters
 from multihead.view.drawing.paper import (
+    DPI,
     EDGE,
     LABEL,
     POINT,
@@ -42,7 +44,7 @@ class Row:
 
 def draw_heads(rows: Sequence[Row], look: Look) -> AttentionFigure:
     """Rows layers, columns heads, by the model's numbers; each map from 0 to its own largest mean weight."""
-    said = [f"Queries down, keys across; each map from 0 to its own largest weight, on {_SCALES[look.scale]}."]
+    said = [f"Queries down, keys across; each map up to its own largest weight, on {_SCALES[look.scale]}."]
     columns = sorted({head for row in rows for head in row.heads})
     letters = Letters([*said, *(row.kind for row in rows), look.title or "", "0123456789 layer head"])
     line = LABEL * POINT * _LINE
@@ -79,7 +81,9 @@ def draw_heads(rows: Sequence[Row], look: Look) -> AttentionFigure:
         for head, means in zip(row.heads, row.means, strict=True):
             x = left + cell * columns.index(head)
             box = (x + cell * _MARGIN, x + cell * (1 - _MARGIN), y + cell * (1 - _MARGIN), y + cell * _MARGIN)
-            peak = float(means.max()) if means.size else 0.0
+            # a cell smaller than a pixel would not be seen
+            means = _shrunk(means, max(1, int(cell * (1 - 2 * _MARGIN) * DPI)))
+            peak = float(means.max())
             sheet.axes.imshow(
                 means, extent=box, cmap=ramp, norm=norm_of(look.scale, peak), interpolation="nearest", aspect="auto",
                 gid=f"layer-{row.index}-head-{head}",
@@ -96,9 +100,18 @@ def draw_heads(rows: Sequence[Row], look: Look) -> AttentionFigure:
     return sheet.figure
 
 
+def _shrunk(means: np.ndarray, limit: int) -> np.ndarray:
+    """The mean of neighbouring cells, at most ``limit`` a side."""
+    for axis, size in enumerate(means.shape):
+        starts = np.arange(0, size, math.ceil(size / limit))
+        counts = np.diff(starts, append=size)
+        means = np.add.reduceat(means, starts, axis=axis) / np.expand_dims(counts, 1 - axis)
+    return means
+
+
 def _step(needed: float, room: float) -> int:
     """Every how many labels are written so that none touches the next."""
-    return max(1, int(np.ceil(needed / room)))
+    return max(1, math.ceil(needed / room))
 
 
 def _outline(left: float, right: float, bottom: float, top: float) -> np.ndarray:

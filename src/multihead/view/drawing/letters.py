@@ -108,7 +108,11 @@ def _fallbacks(missing: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]
         if entry.style == "normal" and entry.weight in (400, "normal", "regular") and "Last Resort" not in entry.name
     }
     order = sorted(names - {BASE}, key=lambda name: (_rank(name, missing), name))
-    drawn = {name: _drawn_by(name, missing) for name in order}
+    drawn: dict[str, frozenset[str]] = {}
+    for name in order:
+        drawn[name] = _drawn_by(name, missing)
+        if drawn[name] == missing:
+            return (name,), frozenset()
     chosen: list[str] = []
     while missing:
         best = max(order, key=lambda name: len(drawn[name] & missing), default=None)

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from multihead.view.drawing.letters import Letters, label, shortened
 from multihead.view.drawing.paper import (
     DECADES,
+    DPI,
     EDGE,
     LABEL,
     POINT,
@@ -37,6 +38,10 @@ _WORTH = 0.7
 _LINE = 1.35
 _PITCH = POINT * 1.15
 _SMALLEST = 5.0
+
+
+LARGEST = 480
+"""Cells a side of a map; more tokens share cells."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +87,38 @@ class Panel:
     """(R, C)."""
 
 
+def tokens_of_cells(layer: int, heads: Sequence[int], queries: Side, keys: Side, look: Look) -> tuple[int, int]:
+    """How many queries and keys share a cell, so that no cell is smaller than a pixel.
+
+    Raises:
+        ValueError: the size asked for leaves no room.
+    """
+    limit, lengths = LARGEST, (len(queries.tokens), len(keys.tokens))
+    titles = [_name(layer, head) for head in heads]
+    letters = _letters(queries, keys, titles, [], look)
+    while True:
+        high, wide = (math.ceil(length / limit) for length in lengths)
+        shape = [math.ceil(length / shared) for length, shared in zip(lengths, (high, wide), strict=True)]
+        _, cell = _Room(letters, queries, keys, titles, [], look).arrangement(len(heads), *shape)
+        if cell * DPI >= 1 or max(shape) == 1:
+            return high, wide
+        limit = max(1, limit * 3 // 4)
+
+
+def _name(layer: int, head: int) -> str:
+    return f"layer {layer} head {head}"
+
+
+def _letters(queries: Side, keys: Side, titles: Sequence[str], said: Sequence[str], look: Look) -> Letters:
+    tokens = {shortened(label(token)) for side in (queries, keys) for token in side.tokens}
+    return Letters([*tokens, *titles, *said, queries.name, keys.name, look.title or "", "0123456789.e+-"])
+
+
 def draw_maps(panels: Sequence[Panel], queries: Side, keys: Side, said: Sequence[str], look: Look) -> AttentionFigure:
     """Maps side by side, on one scale."""
     rows, columns = panels[0].weights.shape
-    titles = [f"layer {panel.layer} head {panel.head}" for panel in panels]
-    everything = [shortened(label(token)) for side in (queries, keys) for token in side.tokens]
-    letters = Letters(
-        [*everything, *titles, *said, queries.name, keys.name, look.title or "", "0123456789.eE+-−10 weight…"]
-    )
+    titles = [_name(panel.layer, panel.head) for panel in panels]
+    letters = _letters(queries, keys, titles, said, look)
     room = _Room(letters, queries, keys, titles, said, look)
     abreast, cell = room.arrangement(len(panels), rows, columns)
     sheet = Sheet(letters, look, room.width, room.height)
@@ -146,13 +175,13 @@ class _Room:
         """
         fits = [self._fit(panels, abreast, rows, columns) for abreast in range(1, min(panels, _ABREAST) + 1)]
         largest = max(cell for cell, _ in fits)
+        if largest <= 0:
+            raise ValueError(
+                f"size={self._asked} leaves no room for {panels} maps beside their tokens: make it larger, or choose "
+                "fewer heads."
+            )
         # side by side they are compared more easily, even if they are somewhat smaller
         cell, abreast = max((fit for fit in fits if fit[0] >= _WORTH * largest), key=lambda fit: fit[1])
-        if cell <= 0:
-            raise ValueError(
-                f"size={self._asked} leaves no room for {panels} maps beside their tokens: make it larger, or "
-                "choose fewer heads."
-            )
         self._place(panels, abreast, rows, columns, cell)
         return abreast, cell
 

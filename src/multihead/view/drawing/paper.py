@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -67,13 +67,13 @@ class Theme:
 # the page's light ground is a little yellow; on a journal's page it would stand as a box
 LIGHT = Theme(
     paper="#ffffff", ink="#1d2229", quiet="#5a626c", rule="#e2dfd7", map="#34475c",
-    heads=("#0072b2", "#d55e00", "#009e73", "#bb77aa", "#aa1177", "#223399", "#995522", "#0088ff", "#ee4466", "#770011",
+    heads=("#0072b2", "#d55e00", "#009e73", "#bb7799", "#aa1177", "#2233cc", "#665500", "#0088ff", "#aa5555", "#770011",
            "#335533", "#443344"),
 )  # fmt: skip
 DARK = Theme(
     paper="#15181c", ink="#e9e7e2", quiet="#a4abb4", rule="#30353c", map="#a9b6c4",
-    heads=("#4aa8e8", "#f0813a", "#2fc397", "#bb99bb", "#bb4499", "#6677ee", "#ffbb44", "#00ddff", "#dd2266", "#aa7744",
-           "#99bb77", "#558877"),
+    heads=("#55aaff", "#f0813a", "#33aa77", "#bb99bb", "#bb4499", "#6677ee", "#ffbb44", "#00ddff", "#cc1155", "#aa7744",
+           "#99cc88", "#558877"),
 )  # fmt: skip
 
 
@@ -129,9 +129,7 @@ class AttentionFigure(Figure):
     notes: tuple[str, ...] = ()
     """What the figure leaves out or changes, a sentence each; () where there is nothing to say."""
 
-    def savefig(
-        self, fname: "str | os.PathLike[Any] | IO[Any]", *, transparent: bool | None = None, **options: Any
-    ) -> None:
+    def savefig(self, fname: Any, *, transparent: bool | None = None, **options: Any) -> None:
         """Like matplotlib's, but PNG, SVG and PDF hold no date and no random names, and text stays text in SVG and PDF.
 
         A file appears whole or not at all. The same figure gives the same bytes wherever matplotlib and the fonts are
@@ -171,7 +169,7 @@ class Sheet:
     def __init__(self, letters: Letters, look: Look, width: float, height: float) -> None:
         self.letters, self.theme, self.width, self.height = letters, look.theme, width, height
         self.figure = AttentionFigure(figsize=(width, height), dpi=DPI, facecolor=look.theme.paper)
-        self.axes = self.axes_at(0, 0, width, height)
+        self.axes = self.axes_at(0.0, 0.0, width, height)
         self.axes.set(xlim=(0, width), ylim=(height, 0))
         self.axes.set_axis_off()
         if look.title:

@@ -199,7 +199,9 @@ def _gaps(tokens: Sequence[str]) -> list[float]:
 
 def _is_wide(word: str) -> bool:
     """Whether it is written without spaces around: Chinese and Japanese; Korean has spaces."""
-    return unicodedata.east_asian_width(word[0]) in "WF" and not unicodedata.name(word[0], "").startswith("HANGUL")
+    first = word[:1]
+    wide = bool(first) and unicodedata.east_asian_width(first) in "WF"
+    return wide and not unicodedata.name(first, "").startswith("HANGUL")
 
 
 def _direction(word: str) -> str:
