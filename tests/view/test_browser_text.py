@@ -201,8 +201,8 @@ def test_beside_a_long_text_the_weight_is_seen_and_reached(opened, long_recordin
     assert page.state["token"] == queries[2], "a click goes there and chooses nothing"
 
 
-def test_a_long_text_is_shaded_within_a_frame(opened, long_recording):
-    """Everything that a change of head or token sets off in the text view, without the weights themselves."""
+def test_a_long_text_is_shaded_at_once(opened, long_recording):
+    """All that a change sets off in the page, at 131,072 tokens, but for computing the weights anew."""
     recording, queries = long_recording
     page = opened(recording, start={"layer": 0, "heads": [0, 1], "text": 0, "token": queries[0]}).ready()
     page.tab.evaluate("multihead.row(0, 0, 5)")

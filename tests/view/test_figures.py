@@ -102,7 +102,7 @@ class TestNumbers:
         assert columns < 211
         assert min(box.width / columns, box.height / rows) >= 1 - 1e-6
         shared = int(re.search(r"of (\d+) ×", figure.notes[0])[1])
-        exact = np.array(made.rows(0, range(shared), heads=[7])[0])
+        exact = made.rows(0, range(shared), heads=[7])[0].numpy()
         assert found["layer-0-head-7"].get_array()[0, 1] == pytest.approx(exact[:, shared : 2 * shared].max())
 
     def test_overviews_smaller_than_their_cells_are_means_of_them(self):

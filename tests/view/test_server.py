@@ -13,8 +13,10 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from multihead import masks
+from multihead import cli, masks
+from multihead.cli.serving import is_surely_too_large
 from multihead.core import Measurements, Statistics, reference
 from multihead.errors import RecordingError, SourceError
 from multihead.kernels import measure
@@ -43,7 +45,7 @@ def made_recording():
 def get(url, path="", method="GET", headers=None, host=None):
     """Status, headers and body of one request."""
     where = urlsplit(url)
-    connection = http.client.HTTPConnection(where.hostname, where.port, timeout=30)
+    connection = http.client.HTTPConnection(where.hostname, where.port, timeout=120)
     try:
         connection.putrequest(method, path if path.startswith("/") else where.path + path, skip_host=True)
         connection.putheader("Host", where.netloc if host is None else host)
@@ -202,6 +204,8 @@ def test_partners(url, direction, token):
     assert [link[3] for link in found] == pytest.approx([link[3] for link in expected], abs=1e-6)
 
 
+WHOLE = "a whole number"
+PARTNERS = "partners?text=0&token=1&direction=in"
 TILE = {"layer": 0, "head": 0, "z": 0, "y": 0, "x": 0, "pooling": "mean"}
 
 
@@ -222,7 +226,7 @@ def query_of(name, parameters):
         (query_of("tile", {**TILE, "layer": "-1"}), 400, "The parameter layer has '-1', expected a whole number."),
         (query_of("tile", {**TILE, "z": "1e3"}), 400, "The parameter z has '1e3', expected a whole number."),
         (query_of("tile", {**TILE, "z": "%D9%A3"}), 400, r"The parameter z has '\u0663', expected a whole number."),
-        (query_of("tile", {**TILE, "y": "9" * 5000}), 400, "The parameter y has '99999999999999999999', expected a whole number."),
+        (query_of("tile", {**TILE, "y": "9" * 5000}), 400, f"The parameter y has '{'9' * 20}', expected {WHOLE}."),
         (query_of("tile", {**TILE, "x": ""}), 400, "The parameter x has '', expected a whole number."),
         (query_of("tile", {**TILE, "pooling": "sum"}), 400, "The parameter pooling is 'sum', expected mean or max."),
         (query_of("tile", TILE) + "&z=1", 400, "The parameter 'z' is given twice."),
@@ -261,9 +265,11 @@ def test_other_hosts_and_origins(url):
     for host in (netloc, f"localhost:{port}", f"LOCALHOST:{port}"):
         assert get(url, host=host)[0] == 200
         assert get(url, headers={"Origin": f"http://{host}"})[0] == 200
-    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1", f"127.0.0.1:{port + 1}", "", f"127.0.0.1.evil.example:{port}", f"[::1]:{port}", f"127.0.0.2:{port}"):  # fmt: skip
+    others = "evil.example", "127.0.0.1.evil.example", "[::1]", "127.0.0.2", "127.0.0.1@evil.example"
+    for host in ("", "evil.example", "127.0.0.1", f"127.0.0.1:{port + 1}", *(f"{other}:{port}" for other in others)):
         assert error(url, "", host=host) == (403, "The request is for another host than this server's.")
-    for origin in ("http://evil.example", "null", "", netloc, f"https://{netloc}", f"http://{netloc}.evil.example", f"http://{netloc}@evil"):  # fmt: skip
+    sites = *(f"http://{other}:{port}" for other in others), f"https://{netloc}", f"http://{netloc}.evil.example"
+    for origin in ("null", "", netloc, *sites):
         assert error(url, "", headers={"Origin": origin}) == (403, "The request comes from another site's page.")
 
 
@@ -397,7 +403,7 @@ def test_a_recording_without_queries_and_keys():
         status, words = error(url, query_of("tile", TILE))
         assert status == 404
         assert words.endswith("its block map begins at level 1, which is coarser than level 0.")
-        for path in ("row?layer=0&heads=0&query=1", "column?layer=0&heads=0&key=1", "partners?text=0&token=1&direction=in"):  # fmt: skip
+        for path in ("row?layer=0&heads=0&query=1", "column?layer=0&heads=0&key=1", PARTNERS):
             status, words = error(url, path)
             assert (status, words.startswith("Layer 0 holds no queries and keys")) == (404, True)
 
@@ -455,7 +461,7 @@ def test_a_bug_is_no_answer(url, monkeypatch, capfd):
 
 def test_nothing_to_show(tmp_path):
     with pytest.raises(ValueError, match="holds no layer, so there is nothing to show"):
-        opened(recording_of(layers=()) if False else replace(made_recording(), layers=(), texts={}))
+        opened(replace(made_recording(), layers=(), texts={}))
     with pytest.raises(RecordingError, match="there is no sequence 1"):
         opened(made_recording(), item=1)
     bare = replace(layer_of(SELF), q=None, k=None)
@@ -469,7 +475,7 @@ def test_a_file_that_cannot_be_opened(tmp_path):
     path = tmp_path / "run.safetensors"
     path.write_bytes(b"no recording")
     told = []
-    with pytest.raises(RecordingError, match="run.safetensors is no recording"):
+    with pytest.raises(RecordingError, match=r"run\.safetensors is no recording"):
         serve(path, told=told.append)
     assert told[0].startswith("http://127.0.0.1:")
 
@@ -495,7 +501,7 @@ def test_a_port_that_is_taken():
     for wrong in (-1, 65_536):
         with pytest.raises(SourceError, match=f"^port {wrong} is none: ports are 0"):
             serve(made_recording(), port=wrong)
-    with pytest.raises(SourceError, match="^there is no host 'nowhere.invalid' to serve at"):
+    with pytest.raises(SourceError, match=r"^there is no host 'nowhere\.invalid' to serve at"):
         serve(made_recording(), host="nowhere.invalid")
     with pytest.raises(SourceError, match=r"^cannot serve at 192\.0\.2\.1 port 0: "):
         serve(made_recording(), host="192.0.2.1")
@@ -517,22 +523,103 @@ def test_everyone_on_the_network():
         assert get(url, host=f"evil.example:{port}")[0] == 403
 
 
-@pytest.mark.parametrize("options", [["--serve"], ["--port", "0"], []])
+@pytest.mark.parametrize("options", [["--serve"], ["--port", "0", "--token", "token200"]])
 def test_the_command(saved, options):
-    if not options:
-        # so many numbers that the page would be too large
-        wide = made_call(heads=1, queries=1, keys=1)
-        call = replace(
-            wide, q=torch.zeros(1, 1, 300, 60_000), k=torch.zeros(1, 1, 300, 60_000), v=torch.zeros(1, 1, 300, 0)
-        )
-        recording_of(layer_of(call)).save(saved)
     command = [sys.executable, "-m", "multihead", "view", str(saved), "--no-open", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        url = process.stdout.readline().strip()
-        assert get(url)[0] == 200
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        try:
+            url = process.stdout.readline().strip()
+            status, _, page = get(url)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, out, err) == (0, "", "")
+    assert status == 200
+    assert len(options) == 1 or document_in(page)["start"]["token"] == 200
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """What the command would have served."""
+    found = []
+    monkeypatch.setattr(Site, "run", lambda self: found.append(self._opening()))
+    return found
+
+
+def command(*arguments):
+    return CliRunner().invoke(cli.app, ["view", *map(str, arguments), "--no-open"])
+
+
+def test_a_page_that_is_too_large_is_served(saved, served, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert command(saved).exit_code == 0
+    assert not served
+    assert (tmp_path / "attention.html").exists()
+    # the header alone says so, or the recording
+    for name, value in (("multihead.cli.serving.SURELY", 1000), ("multihead.view.page.LARGEST_PAGE", 1000)):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, value)
+            answer = command(saved)
+        assert answer.exit_code == 0
+        assert answer.stdout.startswith("http://127.0.0.1:")
+        assert isinstance(served.pop(), Served)
+    assert [path.name for path in tmp_path.glob("*.html")] == ["attention.html"]
+    with monkeypatch.context() as patch:
+        patch.setattr("multihead.view.page.LARGEST_PAGE", 1000)
+        answer = command(saved, "--output", tmp_path / "large.html")
+    assert (answer.exit_code, "the page would have about" in answer.stderr) == (2, True)
+
+
+def test_what_the_command_refuses(saved, served, tmp_path):
+    answer = command(saved, "--serve", "--output", tmp_path / "page.html")
+    assert (answer.exit_code, answer.stderr) == (
+        2,
+        "multihead: --output writes the page to a file, and --serve, --host and --port serve it: choose one.\n",
+    )
+    for options, words in (
+        (["--token", "nowhere"], "'nowhere' is not among the 293 tokens"),
+        (["--port", "99999"], "port 99999 is none"),
+    ):
+        answer = command(saved, "--serve", *options)
+        assert answer.exit_code == 2
+        assert words in answer.stderr
+        assert len(answer.stderr.splitlines()) == 1
+    answer = command(tmp_path / "gone.safetensors", "--serve")
+    assert (answer.exit_code, "cannot read" in answer.stderr) == (2, True)
+
+
+def test_the_network_is_warned_of(saved, served):
+    answer = command(saved, "--host", "0.0.0.0")
+    assert answer.stderr == "multihead: anyone on the network who has this address can read the text.\n"
+
+
+@pytest.mark.parametrize(
+    ("header", "surely"),
+    [
+        ({"layers.0.q": {"shape": [2, 8, 1 << 16, 64]}}, False),
+        ({"layers.0.q": {"shape": [2, 8, 1 << 16, 65]}}, True),
+        ({"layers.0.statistics.blocks": {"shape": [1, 8, 1 << 16, 65]}}, False),
+        ({"layers.0.q": {}}, False),
+        ({"layers.0.q": {"shape": "many"}}, False),
+        ([], False),
+        (7, False),
+    ],
+)
+def test_what_a_header_says_of_the_page(tmp_path, header, surely):
+    text = json.dumps(header).encode()
+    path = tmp_path / "run.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    assert is_surely_too_large(path) is surely
+
+
+def test_what_is_no_header(tmp_path):
+    path = tmp_path / "run.safetensors"
+    for content in (b"", b"\xff" * 8, b"\x02" + bytes(7) + b"[[", b"\x08" + bytes(7) + b"\xff" * 8):
+        path.write_bytes(content)
+        assert not is_surely_too_large(path)
+    assert not is_surely_too_large(tmp_path)
+    assert not is_surely_too_large(tmp_path / "gone")
 
 
 def test_the_address_does_not_wait_for_torch(saved):

@@ -3,11 +3,16 @@
 import type { Planes } from "./codec";
 import { arrayAt, PageError } from "./data";
 import { compileMask, type Mask } from "./masks";
+import { readPicture, readSound, type Picture, type Sound } from "./picture/read";
 import { readTraits, type Traits } from "./traits";
 
 export interface Text {
   readonly name: string;
   readonly tokens: readonly string[];
+  /** The picture whose patches are tokens of this text. */
+  readonly picture: Picture | null;
+  /** The sound whose frames are the tokens of this text. */
+  readonly sound: Sound | null;
 }
 
 export interface Layer {
@@ -112,9 +117,12 @@ export function parseDocument(json: string): Json {
 
 function readText(value: unknown, what: string): Text {
   const text = need(value, isObject, what, "an object");
+  const tokens = need(text["tokens"], listOf(isText), `${what}.tokens`, "a list of texts");
   return {
     name: need(text["name"], isText, `${what}.name`, "text"),
-    tokens: need(text["tokens"], listOf(isText), `${what}.tokens`, "a list of texts"),
+    tokens,
+    picture: optional(text["picture"], (picture) => readPicture(picture, `${what}.picture`, tokens.length)),
+    sound: optional(text["seconds_per_frame"], (seconds) => readSound(seconds, text["spectrogram"], what)),
   };
 }
 

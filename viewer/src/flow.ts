@@ -60,6 +60,8 @@ export class Flow {
   readonly blocks: readonly Block[];
   /** Dresses one token; called when it is made and when all are painted. */
   dress: (span: HTMLElement, token: number) => void = () => {};
+  /** Places of the blocks that are in the document. */
+  readonly filled = new Set<number>();
   #lineHeight = 30;
   #perLine = 80;
   /** Measured pixels and those that were expected of the same blocks. */
@@ -149,6 +151,7 @@ export class Flow {
       }
     }
     block.spans = spans;
+    this.filled.add(place);
     block.element.style.height = "";
     block.element.replaceChildren(...nodes);
     spans.forEach((span, i) => this.dress(span, block.from + i));
@@ -179,12 +182,16 @@ export class Flow {
     const block = this.blocks[place]!;
     if (!block.spans) return;
     block.spans = null;
+    this.filled.delete(place);
     block.element.replaceChildren();
     this.#reserve(block);
   }
 
   /** Dresses every token that is in the document. */
   paint(): void {
-    for (const block of this.blocks) block.spans?.forEach((span, i) => this.dress(span, block.from + i));
+    for (const place of this.filled) {
+      const { from, spans } = this.blocks[place]!;
+      spans?.forEach((span, i) => this.dress(span, from + i));
+    }
   }
 }

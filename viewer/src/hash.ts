@@ -1,7 +1,8 @@
 // What is chosen, in the address: a link opens on the same picture.
 
 import type { Page, Start } from "./document";
-import type { State } from "./state";
+import { isScale } from "./map/shade";
+import { VIEWS, type State, type View } from "./state";
 import { isSort } from "./traits";
 
 function layerKey(page: Page, position: number): string {
@@ -17,6 +18,7 @@ export function toHash(page: Page, state: State): string {
   parts.set("direction", state.direction);
   if (state.sort !== "") parts.set("sort", state.sort);
   if (state.marks) parts.set("marks", "1");
+  if (state.view === "picture") parts.set("opacity", state.opacity);
   if (state.view === "map") {
     parts.set("scale", state.scale);
     parts.set("cells", state.pooling);
@@ -42,14 +44,16 @@ export function fromHash(page: Page, hash: string): Partial<State> {
   const token = parts.get("token") === "none" ? null : whole(parts.get("token"));
   if (token !== undefined) found.token = token;
   const view = parts.get("view");
-  if (view === "lines" || view === "text" || view === "map") found.view = view;
+  if (VIEWS.includes(view as View)) found.view = view as View;
   const direction = parts.get("direction");
   if (direction === "out" || direction === "in") found.direction = direction;
   const sort = parts.get("sort");
   if (isSort(sort)) found.sort = sort;
   if (parts.has("marks")) found.marks = parts.get("marks") === "1";
   const scale = parts.get("scale");
-  if (scale === "linear" || scale === "log" || scale === "rank") found.scale = scale;
+  if (isScale(scale)) found.scale = scale;
+  const opacity = parts.get("opacity");
+  if (isScale(opacity)) found.opacity = opacity;
   const pooling = parts.get("cells");
   if (pooling === "mean" || pooling === "max") found.pooling = pooling;
   const key = whole(parts.get("key"));

@@ -2,7 +2,7 @@
 
 import { h } from "./dom";
 import type { Search } from "./search";
-import type { Store, View } from "./state";
+import { hasPicture, VIEWS, type Store } from "./state";
 
 const KEYS: readonly (readonly [string, string])[] = [
   ["← →", "the token before, the token after (Shift: ten at a time)"],
@@ -13,7 +13,7 @@ const KEYS: readonly (readonly [string, string])[] = [
   ["0 … 9", "head 0 … 9 on or off (Shift: 10 … 19)"],
   ["a", "all heads, and back"],
   ["d", "turn round: what it looks at, what looks at it"],
-  ["v", "lines, text or map"],
+  ["v", "lines, text or map; the picture, where there is one"],
   ["m", "tokens as text, or with their tokenizer's marks"],
   ["/", "find a token by its spelling or position"],
   ["t", "light or dark"],
@@ -22,8 +22,6 @@ const KEYS: readonly (readonly [string, string])[] = [
   ["Esc", "close; let go of the token"],
   ["?", "this help"],
 ];
-
-const VIEWS: readonly View[] = ["lines", "text", "map"];
 
 export function helpDialog(): HTMLDialogElement {
   const close = h("button", { type: "button", class: "close", "aria-label": "close", onclick: () => dialog.close() }, "✕");
@@ -45,6 +43,11 @@ function moveToken(store: Store, by: number): void {
   const { token, text } = store.state;
   const length = store.page.texts[text]!.tokens.length;
   store.update({ token: token === null ? (by > 0 ? 0 : length - 1) : token + by, hover: null });
+}
+
+function nextView(store: Store): void {
+  const offered = VIEWS.filter((view) => view !== "picture" || hasPicture(store.page, store.layer));
+  store.update({ view: offered[(offered.indexOf(store.state.view) + 1) % offered.length]! });
 }
 
 function moveHead(store: Store, by: number): void {
@@ -71,7 +74,7 @@ function act(event: KeyboardEvent, { store, search, help, turnTheme }: Actions):
     l: () => moveHead(store, 1),
     a: () => store.toggleAll(),
     d: () => store.update({ direction: store.state.direction === "out" ? "in" : "out" }),
-    v: () => store.update({ view: VIEWS[(VIEWS.indexOf(store.state.view) + 1) % VIEWS.length]! }),
+    v: () => nextView(store),
     m: () => store.update({ marks: !store.state.marks }),
     t: turnTheme,
     "/": () => search.input.focus(),

@@ -14,6 +14,7 @@ import { RememberingSupply, RemoteSupply, WorkerSupply, type Ask, type Supply } 
 import { Overview } from "./overview";
 import { footer, header, pointed } from "./surround";
 import { Panel } from "./panel";
+import { PictureView } from "./picture/pictureview";
 import { Relations } from "./relations";
 import { askServer, Remote } from "./remote";
 import { Search } from "./search";
@@ -27,7 +28,7 @@ import { Console } from "./console";
 const HOVER_REST_MS = 90;
 
 /** What makes a step that the back button takes back; where the map stands is kept, but is no step. */
-const STEPS: readonly (keyof State)[] = ["layer", "heads", "text", "token", "key", "direction", "view", "scale", "pooling", "sort"];
+const STEPS: readonly (keyof State)[] = ["layer", "heads", "text", "token", "key", "direction", "view", "scale", "opacity", "pooling", "sort"];
 
 /** The address follows the choices, and the choices follow the address. */
 function keepHash(store: Store, address: Address): void {
@@ -103,6 +104,7 @@ function build(page: Page, root: HTMLElement, supply: () => Supply, ask: Ask | n
   const ladder = new Ladder(store);
   const text = new TextView(store);
   const map = new MapView(store, supply);
+  const picture = new PictureView(store);
   const panel = new Panel(store);
   const overview = new Overview(store);
   const relations = new Relations(store);
@@ -128,7 +130,7 @@ function build(page: Page, root: HTMLElement, supply: () => Supply, ask: Ask | n
     ladder.ghost(those);
   };
   const main = h("main", {}, lede.element,
-    h("section", { class: "stage", "aria-label": "One layer over the text" }, toolbar.element, ladder.element, text.element, map.element),
+    h("section", { class: "stage", "aria-label": "One layer over the text" }, toolbar.element, ladder.element, text.element, map.element, picture.element),
     panel.element,
     h("section", { class: "atlas", "aria-label": "All layers and heads" }, h("h2", {}, "All layers and heads"), overview.sorting.element, overview.element, caption, relations.element));
   if (page.recordings) main.dataset["compared"] = "";

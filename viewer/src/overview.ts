@@ -111,12 +111,12 @@ export class Overview {
     const number = formatTrait(trait, value);
     const short = KINDS.find(([label]) => label === layer.traits?.label[place])?.[1] ?? "";
     const whose = this.store.page.recordings ? `${"AB"[layer.recording]} ` : "";
-    const words = `${cell.getAttribute("aria-label")}, ${TRAITS[trait]} ${value === null ? "not known" : number}`;
-    set(cell, "aria-label", words);
-    set(cell, "title", words);
+    // What is written under the map is its name; the rest is said after it.
+    set(cell, "title", `${cell.getAttribute("aria-label")}, ${TRAITS[trait]} ${value === null ? "not known" : number}`);
+    set(cell, "aria-label", null);
     set(cell, "data-value", value);
     cell.style.gridColumn = String(column + 1);
-    cell.append(h("span", { class: "under-map", "aria-hidden": true }, h("b", {}, `${layer.index}.${layer.heads[place]}`), h("span", {}, number), h("i", {}, whose + short)));
+    cell.append(h("span", { class: "under-map" }, h("b", {}, `${layer.index}.${layer.heads[place]}`), " ", h("span", {}, number), " ", h("i", {}, whose + short)));
     return cell;
   }
 

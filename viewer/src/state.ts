@@ -8,7 +8,7 @@ import type { Remote } from "./remote";
 import type { Sort } from "./traits";
 import { LayerWeights } from "./weights";
 
-export type View = "lines" | "text" | "map";
+export type View = "lines" | "text" | "map" | "picture";
 /** "out": what the token, as a query, looks at. "in": what looks at the token, as a key. */
 export type Direction = "out" | "in";
 
@@ -34,6 +34,8 @@ export interface State {
   /** The key that is chosen beside the token, on the map. */
   readonly key: number | null;
   readonly scale: Scale;
+  /** How weights over a picture become opacity. */
+  readonly opacity: Scale;
   readonly pooling: Pooling;
   /** Where the map stands: key and query in the middle, keys across; empty for the whole. */
   readonly at: string;

@@ -12,8 +12,9 @@ import { formatWeight } from "./tokens";
 const FAINTEST = 0.01;
 /** From this weight on, a token says whose it is, where several heads are chosen. */
 const NAMED = 0.1;
-/** Pixels above and below the window in which text is made ready. */
+/** Pixels above and below the window in which text is made ready, and beyond which it goes. */
 const AHEAD = 600;
+const BEHIND = 1500;
 
 export class TextView {
   readonly #scroller = h("div", { class: "scroller" });
@@ -28,11 +29,9 @@ export class TextView {
   #dressed: HTMLElement[] = [];
   #shown = "";
   #width = 0;
-  readonly #sight: IntersectionObserver;
-  readonly #blocks = new WeakMap<Element, { flow: Flow; place: number }>();
+  readonly #drawSoon = frame(() => this.#drawWhereabouts());
 
   constructor(readonly store: Store) {
-    this.#sight = new IntersectionObserver((entries) => this.#follow(entries), { root: this.#scroller, rootMargin: `${AHEAD}px 0px` });
     new ResizeObserver(() => this.#resize()).observe(this.#scroller);
     const hover = frame((focus: Focus | null) => store.update({ hover: focus }));
     this.#scroller.addEventListener("pointermove", (event) => { if (event.pointerType === "mouse") hover(this.#at(event)); });
@@ -41,7 +40,7 @@ export class TextView {
       const focus = this.#at(event);
       if (focus) store.update({ text: focus.text, token: focus.token, hover: null });
     });
-    this.#scroller.addEventListener("scroll", frame(() => this.#drawWhereabouts()), { passive: true });
+    this.#scroller.addEventListener("scroll", frame(() => this.#look()), { passive: true });
     this.#whereabouts.onjump = (section, token) => this.#show(this.#flows[section]!, token, "middle");
     store.subscribe((state, before) => this.#update(state, before));
   }
@@ -70,18 +69,17 @@ export class TextView {
     const moved = !before || before.token !== state.token || before.text !== state.text || before.view !== state.view || built;
     const flow = this.#flows.find(({ place }) => place === state.text);
     if (moved && !state.hover && state.token !== null && flow) this.#show(flow, state.token, "inside");
+    else if (built || before?.view !== state.view) this.#look();
   }
 
   #build(state: State): void {
     const { page, layer } = this.store;
     const texts = layer.queryText === layer.keyText ? [layer.queryText] : [layer.queryText, layer.keyText];
-    this.#sight.disconnect();
     this.#dressed = [];
     this.#flows = texts.map((text) => {
       const { name, tokens } = page.texts[text]!;
       const flow = new Flow(text, tokens, state.marks, `tokens: ${name}`, tokens.length <= LONG_TEXT);
       flow.dress = (span, token) => this.#dress(span, token, text);
-      flow.blocks.forEach(({ element }, place) => this.#blocks.set(element, { flow, place }));
       return flow;
     });
     replace(this.#scroller, ...this.#flows.map((flow) => {
@@ -91,10 +89,6 @@ export class TextView {
     this.#scroller.scrollTop = 0;
     this.#width = 0;
     this.#resize();
-    for (const flow of this.#flows) {
-      this.#make(flow, [0]);
-      for (const { element } of flow.blocks) this.#sight.observe(element);
-    }
   }
 
   /** Other widths, other heights; short lines hold their characters less evenly, which is measured soon. */
@@ -110,30 +104,40 @@ export class TextView {
         }
       });
     }
-    if (this.#focus) this.#shade(this.store.state);
-    else this.#drawWhereabouts();
+    this.#whereabouts.resize();
+    this.#look();
+    this.#shade(this.store.state);
   }
 
-  /** Makes what comes near the window, empties what leaves it. */
-  #follow(entries: readonly IntersectionObserverEntry[]): void {
+  /** Makes what is near the window, and empties what is far from it. */
+  #look(): void {
     if (this.element.hidden) return;
-    const places = new Map<Flow, number[]>();
     this.#keeping(() => {
-      for (const { target, isIntersecting } of entries) {
-        const { flow, place } = this.#blocks.get(target)!;
-        if (!isIntersecting) flow.empty(place);
-        else places.set(flow, [...(places.get(flow) ?? []), place]);
+      // What is made may be lower than it was taken for, so that more of the text comes near.
+      while (this.#flows.some((flow) => this.#make(flow, this.#near(flow, AHEAD)))) { /* until nothing is missing */ }
+      for (const flow of this.#flows) {
+        const kept = new Set(this.#near(flow, BEHIND));
+        for (const place of [...flow.filled]) if (!kept.has(place)) flow.empty(place);
       }
-      for (const [flow, those] of places) this.#make(flow, those);
     });
     this.#dressed = this.#dressed.filter((span) => span.isConnected);
     this.#announce();
-    this.#drawWhereabouts();
+    this.#drawSoon();
   }
 
-  #make(flow: Flow, places: readonly number[]): void {
-    for (const place of places) flow.fill(place);
-    flow.measure(places);
+  /** Blocks in the window and so many pixels above and below it. */
+  #near(flow: Flow, margin: number): number[] {
+    const { top, bottom } = this.#scroller.getBoundingClientRect();
+    const [first, last] = [firstBelow(flow, top - margin), firstBelow(flow, bottom + margin)];
+    return Array.from({ length: Math.min(last, flow.blocks.length - 1) - first + 1 }, (_, i) => first + i);
+  }
+
+  /** Whether one of the blocks was not there. */
+  #make(flow: Flow, places: readonly number[]): boolean {
+    const missing = places.filter((place) => !flow.filled.has(place));
+    for (const place of missing) flow.fill(place);
+    flow.measure(missing);
+    return missing.length > 0;
   }
 
   /** Does work that changes heights, and leaves the text in the window where it is. */
@@ -171,7 +175,7 @@ export class TextView {
     }
     for (const one of this.#flows) one.paint();
     this.#announce();
-    this.#drawWhereabouts();
+    this.#drawSoon();
   }
 
   #count(): number {
@@ -229,8 +233,7 @@ export class TextView {
     const [window, box] = [this.#scroller.getBoundingClientRect(), span.getBoundingClientRect()];
     const outside = box.top < window.top + 8 || box.top + 40 > window.bottom;
     if (outside || where === "middle") this.#scroller.scrollTop += box.top - window.top - window.height / 3;
-    this.#announce();
-    this.#drawWhereabouts();
+    this.#look();
   }
 }
 

@@ -2,7 +2,7 @@
 
 import { headColour } from "./colours";
 import { h, replace, set } from "./dom";
-import { layerLabel, type State, type Store } from "./state";
+import { hasPicture, layerLabel, VIEWS, type State, type Store } from "./state";
 
 export class Toolbar {
   readonly #layers = h("select", { "aria-label": "layer" });
@@ -18,8 +18,8 @@ export class Toolbar {
     this.#layers.append(...page.layers.map((layer) => h("option", { value: layer.position }, `layer ${layerLabel(page, layer)}`)));
     this.#layers.addEventListener("change", () => store.update({ layer: Number(this.#layers.value) }));
     this.#heads.addEventListener("click", (event) => this.#toggle(event));
-    for (const [view, name] of [["lines", "lines"], ["text", "text"], ["map", "map"]] as const) {
-      this.#views.append(h("button", { type: "button", "data-view": view, onclick: () => store.update({ view }) }, name));
+    for (const view of VIEWS) {
+      this.#views.append(h("button", { type: "button", "data-view": view, onclick: () => store.update({ view }) }, view));
     }
     for (const [direction, name] of [["out", "looks at"], ["in", "is looked at by"]] as const) {
       this.#directions.append(h("button", { type: "button", "data-direction": direction, onclick: () => store.update({ direction }) }, name));
@@ -53,7 +53,11 @@ export class Toolbar {
       button.classList.toggle("dashed", dashed);
     }
     set(this.#heads.lastElementChild!, "aria-pressed", state.heads.length === layer.heads.length);
-    for (const button of this.#views.children) set(button, "aria-pressed", (button as HTMLElement).dataset["view"] === state.view);
+    for (const button of this.#views.children) {
+      const { view } = (button as HTMLElement).dataset;
+      set(button, "aria-pressed", view === state.view);
+      set(button, "hidden", view === "picture" && !hasPicture(this.store.page, layer));
+    }
     for (const button of this.#directions.children) set(button, "aria-pressed", (button as HTMLElement).dataset["direction"] === state.direction);
     set(this.#marks, "aria-pressed", state.marks);
     this.#directions.hidden = layer.queryText !== layer.keyText;

@@ -24,6 +24,8 @@ export class Whereabouts {
   readonly element = h("canvas", { class: "whereabouts", "aria-hidden": true, title: "where in the text the weight lies: click to go there" });
   onjump: (section: number, token: number) => void = () => {};
   #sections: readonly Section[] = [];
+  /** Asked for once, since every change of the page would make the answer wait for a new layout. */
+  #height = 0;
 
   constructor() {
     const jump = (event: PointerEvent) => this.#jump(event.offsetY);
@@ -35,9 +37,13 @@ export class Whereabouts {
     this.element.addEventListener("pointermove", (event) => { if (this.element.hasPointerCapture(event.pointerId)) jump(event); });
   }
 
+  resize(): void {
+    this.#height = this.element.clientHeight;
+  }
+
   /** Rows that a section of so many tokens has. */
   rows(tokens: number, all: number): number {
-    return Math.max(1, Math.min(tokens, Math.round((this.element.clientHeight * tokens) / Math.max(all, 1))));
+    return Math.max(1, Math.min(tokens, Math.round((this.#height * tokens) / Math.max(all, 1))));
   }
 
   /** `places`: the heads' places in their layer, by place among the spreads. */

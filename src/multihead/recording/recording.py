@@ -141,6 +141,12 @@ class Recording:
             words.append(f"{label}{several}{_count(max(map(len, sequences), default=0), 'token')}")
         return in_words(words)
 
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, object], dict[str, object]]:
+        """What a notebook shows: the page, where it can."""
+        from multihead.view.notebook import shown_in_notebook
+
+        return shown_in_notebook(self)
+
     @property
     def batch(self) -> int:
         """How many sequences were seen at once."""

@@ -1,8 +1,8 @@
 """A recording in a notebook: the page in a frame of its own, as the output of a cell. ``docs/notebook.md``.
 
 The frame is sandboxed, so that the notebook's styles and keys and those of the page cannot meet. A page that is not too
-large stands in it whole. Of a larger one the document stands there, and asks this process for the numbers that it shows,
-as it would ask the server: through messages to the widget around it.
+large stands in it whole. Of a larger one only the document stands there, and asks this process for the numbers that it
+shows, as it would ask the server, through messages to the widget around it.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future  # noqa: TC003
 from functools import cache
 from importlib import resources
 from importlib.util import find_spec
@@ -66,7 +66,7 @@ def widget(
     ``height`` may be set too. ``close()`` frees the recording.
 
     Args:
-        recording: as for :func:`multihead.view.page`; if its page would pass 16 MB, also one with block maps only.
+        recording: as for :func:`multihead.view.page`, of any size.
         start: what is chosen at first, e.g. ``{"layer": 5, "heads": [9], "token": 18}``.
         item: the sequence of the batch.
         title: the page's; None: the model's name.
@@ -84,7 +84,7 @@ def widget(
     if height < 1:
         raise ValueError(f"height={height} leaves no room: say how many pixels, for example height={HEIGHT}.")
     made = _widget_class()
-    if _is_whole(recording, item):
+    if fits(recording, item=item, most=WHOLE_PAGE):
         text = page(recording, start=start, item=item, title=title, pictures=pictures)
         return made(text, None, height)
     served = Served(
@@ -130,8 +130,8 @@ def _static(told: str, text: str | None) -> str:
     if text is None or len(text.encode()) > SAVED_PAGE:
         return _said(
             told,
-            f"Its page is larger than the {SAVED_PAGE // 1_000_000} MB that a notebook keeps: run this cell where anywidget "
-            "is installed (pip install 'multihead[notebook]').",
+            f"Its page is larger than the {SAVED_PAGE // 1_000_000} MB that a notebook keeps: run this cell where "
+            "anywidget is installed (pip install 'multihead[notebook]').",
         )
     otherwise = _said(told, "To see its page, open this notebook in Jupyter and run the cell.")
     return _FRAME.format(height=HEIGHT, page=html.escape(text), otherwise=otherwise)
@@ -145,12 +145,6 @@ def _shell() -> Any:
     """IPython's shell where this process is one."""
     known = sys.modules.get("IPython")
     return None if known is None else known.get_ipython()
-
-
-def _is_whole(recording: Recording, item: int) -> bool:
-    """Whether the page of a recording is small enough to stand in a widget."""
-    computed = all(layer.weights is not None or layer.statistics.lse is not None for layer in recording.layers)
-    return fits(recording, item=item, most=WHOLE_PAGE)
 
 
 class Answers:
@@ -187,7 +181,12 @@ class Answers:
         else:
             answering = self._answer(number, known.get("name"), known.get("parameters"))
             future = self._asked[number] = asyncio.run_coroutine_threadsafe(answering, self._loop)
-            future.add_done_callback(lambda _: self._asked.pop(number, None))
+            future.add_done_callback(lambda done: self._ended(number, done))
+
+    def _ended(self, number: int, done: "Future[None]") -> None:
+        self._asked.pop(number, None)
+        if not done.cancelled() and (error := done.exception()) is not None:
+            logging.getLogger("multihead").error("an answer to the widget could not be sent.", exc_info=error)
 
     async def _answer(self, number: int, name: object, parameters: object) -> None:
         try:
@@ -196,7 +195,7 @@ class Answers:
             self._send({"id": number, "error": refused.sentence}, [])
         except Stopped:
             self._send({"id": number, "error": "The widget was closed: run the cell again."}, [])
-        except Exception:  # noqa: BLE001  whoever asks must be told, whatever it is
+        except Exception:
             logging.getLogger("multihead").exception("the widget could not answer %.200r.", (name, parameters))
             self._send({"id": number, "error": "The kernel failed at this: its log says how."}, [])
         else:
@@ -258,8 +257,9 @@ def _widget_class() -> "type[Any]":
         height = traitlets.Int(min=1).tag(sync=True)
 
         def __init__(self, text: str, served: Served | None, height: int) -> None:
-            super().__init__(height=height)
+            # before the widget is there, so that the page is sent once
             self.set_trait("page", text)
+            super().__init__(height=height)
             self.answers = None if served is None else Answers(served, self.send)
             self.on_msg(self._received)
 

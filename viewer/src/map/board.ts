@@ -129,9 +129,22 @@ export class MapBoard {
     for (const map of maps) {
       viewer.addTiledImage({
         tileSource: mapSource(map, (error) => this.#complain(error)), x: 0, y: 0, width: 1, compositeOperation: dark ? "lighter" : "multiply",
-        success: () => { missing -= 1; if (missing === 0) for (const item of old) viewer.world.removeItem(item); },
+        success: (event) => {
+          (event as unknown as { item: OpenSeadragon.TiledImage }).item.addHandler("fully-loaded-change", () => this.#say());
+          missing -= 1;
+          if (missing === 0) for (const item of old) viewer.world.removeItem(item);
+          this.#say();
+        },
       });
     }
+    this.#say();
+  }
+
+  /** Whether what is in sight is still being computed. */
+  #say(): void {
+    const { world } = this.#viewer;
+    const items = Array.from({ length: world.getItemCount() }, (_, i) => world.getItemAt(i)!);
+    set(this.stage, "aria-busy", items.length === 0 || items.some((item) => !item.getFullyLoaded()));
   }
 
   set title(words: string) {

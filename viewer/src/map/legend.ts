@@ -52,7 +52,7 @@ export class Legend {
   }
 }
 
-function choice<T extends string>(label: string, entries: readonly (readonly [T, string, string])[], choose: (value: T) => void): HTMLElement {
+export function choice<T extends string>(label: string, entries: readonly (readonly [T, string, string])[], choose: (value: T) => void): HTMLElement {
   return h("span", { class: "segmented", role: "group", "aria-label": label },
     ...entries.map(([value, name, title]) => h("button", { type: "button", "data-value": value, title, onclick: () => choose(value) }, name)));
 }

@@ -2,6 +2,8 @@
 
 export type Scale = "linear" | "log" | "rank";
 
+export const isScale = (value: unknown): value is Scale => value === "linear" || value === "log" || value === "rank";
+
 /** Painted fully at 1, not at all at this and below. */
 export const FAINTEST = 1e-5;
 const STEPS = 4096;

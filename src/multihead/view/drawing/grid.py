@@ -78,11 +78,11 @@ def draw_heads(rows: Sequence[Row], look: Look) -> AttentionFigure:
             sheet.write(left, y - line * 0.35, row.kind, colour=look.theme.quiet)
         if place % step == 0:
             sheet.write(left - 0.06, y + cell / 2 + LABEL * POINT * 0.35, str(row.index), align="right")
-        for head, means in zip(row.heads, row.means, strict=True):
+        for head, recorded in zip(row.heads, row.means, strict=True):
             x = left + cell * columns.index(head)
             box = (x + cell * _MARGIN, x + cell * (1 - _MARGIN), y + cell * (1 - _MARGIN), y + cell * _MARGIN)
             # a cell smaller than a pixel would not be seen
-            means = _shrunk(means, max(1, int(cell * (1 - 2 * _MARGIN) * DPI)))
+            means = _shrunk(recorded, max(1, int(cell * (1 - 2 * _MARGIN) * DPI)))
             peak = float(means.max())
             sheet.axes.imshow(
                 means, extent=box, cmap=ramp, norm=norm_of(look.scale, peak), interpolation="nearest", aspect="auto",
