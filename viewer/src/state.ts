@@ -1,6 +1,6 @@
 // What is chosen, and how choices depend on each other. Views subscribe; nobody else keeps a choice.
 
-import type { Layer, Page } from "./document";
+import type { Layer, Page, Text } from "./document";
 import type { Spread } from "./targets";
 import type { Pooling } from "./map/grid";
 import type { Scale } from "./map/shade";
@@ -8,7 +8,8 @@ import type { Remote } from "./remote";
 import type { Sort } from "./traits";
 import { LayerWeights } from "./weights";
 
-export type View = "lines" | "text" | "map" | "picture";
+export const VIEWS = ["lines", "text", "map", "picture"] as const;
+export type View = (typeof VIEWS)[number];
 /** "out": what the token, as a query, looks at. "in": what looks at the token, as a key. */
 export type Direction = "out" | "in";
 
@@ -59,13 +60,15 @@ export class Store {
   readonly #listeners: Listener[] = [];
   #beforeAll: readonly number[] = [];
   readonly #lastToken = new Map<number, number>();
+  /** The picture is shown again as soon as a layer has one. */
+  #awaitsPicture = false;
 
   constructor(readonly page: Page, asked: Partial<State>) {
     this.weights = page.layers.map((layer) => new LayerWeights(layer));
     const longest = Math.max(...page.texts.map((text) => text.tokens.length));
     const first: State = {
       layer: 0, heads: page.layers[0]!.heads.slice(0, 1), text: page.layers[0]!.queryText, token: 0,
-      direction: "out", view: longest > LONG_TEXT ? "text" : "lines", dark: false, marks: false, hover: null, key: null, scale: longest > LONG_TEXT ? "log" : "linear", pooling: "mean", at: "", sort: "", arrived: 0,
+      direction: "out", view: page.texts.some(isSeen) ? "picture" : this.#plainView(), dark: false, marks: false, hover: null, key: null, scale: longest > LONG_TEXT ? "log" : "linear", opacity: "linear", pooling: "mean", at: "", sort: "", arrived: 0,
     };
     this.state = this.#consistent({ ...first, ...asked });
   }
@@ -86,6 +89,7 @@ export class Store {
     const before = this.state;
     const { token } = before;
     if (token !== null) this.#lastToken.set(before.text, token);
+    if (patch.view) this.#awaitsPicture = false;
     const wanted = this.#consistent({ ...before, ...patch });
     // Listeners compare with ===, so what did not change keeps its identity.
     const changed = Object.entries(wanted).filter(([key, value]) => !sameValue(value, before[key as keyof State]));
@@ -122,7 +126,23 @@ export class Store {
     if (token !== null) token = length === 0 ? null : Math.min(Math.max(token, 0), length - 1);
     const direction = text !== queryText ? "in" : text !== keyText ? "out" : wanted.direction;
     const key = wanted.key !== null && wanted.key < page.layers[layer]!.keyCount ? wanted.key : null;
-    return { ...wanted, layer, heads, text, token, direction, key };
+    return { ...wanted, layer, heads, text, token, direction, key, view: this.#offered(wanted.view, layer) };
+  }
+
+  /** The view, or another one where the layer has no picture. */
+  #offered(view: View, layer: number): View {
+    const seen = hasPicture(this.page, this.page.layers[layer]!);
+    if (view === "picture" && !seen) {
+      this.#awaitsPicture = true;
+      return this.#plainView();
+    }
+    if (!seen || !this.#awaitsPicture) return view;
+    this.#awaitsPicture = false;
+    return "picture";
+  }
+
+  #plainView(): View {
+    return Math.max(...this.page.texts.map((text) => text.tokens.length)) > LONG_TEXT ? "text" : "lines";
   }
 }
 
@@ -134,6 +154,13 @@ function sameValue(a: unknown, b: unknown): boolean {
 export function focusOf(state: State): Focus | null {
   if (state.hover) return state.hover;
   return state.token === null ? null : { text: state.text, token: state.token, direction: state.direction };
+}
+
+/** Whether a text is a picture or a sound. */
+export const isSeen = (text: Text): boolean => text.picture !== null || text.sound !== null;
+
+export function hasPicture(page: Page, layer: Layer): boolean {
+  return [layer.queryText, layer.keyText].some((text) => isSeen(page.texts[text]!));
 }
 
 export function tokenAt(page: Page, text: number, token: number): string {

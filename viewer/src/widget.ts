@@ -19,7 +19,7 @@ interface Answer {
 }
 
 /** Shows the page in `el`; the returned function ends it. */
-export function render({ model, el }: { model: Model; el: HTMLElement }): () => void {
+function render({ model, el }: { model: Model; el: HTMLElement }): () => void {
   const box = document.createElement("div");
   const page = document.createElement("iframe");
   const asked = new Set<number>();

@@ -5,7 +5,7 @@ import { h, replace, set, tokenText } from "../dom";
 import { choice } from "../map/legend";
 import { FAINTEST, type Scale } from "../map/shade";
 import { piecesOf } from "../spelling";
-import { focusOf, type Focus, type State, type Store } from "../state";
+import { focusOf, isSeen, type Focus, type State, type Store } from "../state";
 import { spread, type Spread } from "../targets";
 import { formatWeight } from "../tokens";
 import { ImageBoard } from "./imageboard";
@@ -85,8 +85,7 @@ export class PictureView {
   }
 
   #isSeen(text: number): boolean {
-    const { picture, sound } = this.store.page.texts[text]!;
-    return picture !== null || sound !== null;
+    return isSeen(this.store.page.texts[text]!);
   }
 
   #partsOf(text: number): Part[] {
