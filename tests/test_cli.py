@@ -470,3 +470,44 @@ class TestEstimate:
         answer = run("estimate", *arguments)
         assert answer.exit_code == 2
         assert message in answer.output
+
+
+def test_two_recordings_on_one_page(saved, tmp_path):
+    other = tmp_path / "other.safetensors"
+    recording_of(layer_of(made_call(seed=9))).save(other)
+    result = run("compare", str(saved), str(other), "--output", "pair.html", "--no-open")
+    assert (result.exit_code, result.output.strip()) == (0, "pair.html")
+    document = Page((tmp_path / "pair.html").read_text(encoding="utf-8")).document
+    assert document["recordings"] == [saved.stem, "other"]
+    assert {layer["recording"] for layer in document["layers"]} == {0, 1}
+    assert len({name["name"] for name in document["texts"]}) == len(document["texts"])
+
+
+@pytest.mark.parametrize("ending", ["pdf", "svg", "png"])
+def test_a_figure(saved, tmp_path, ending):
+    result = run("figure", str(saved), "--output", f"figure.{ending}", "--kind", "map", "--layer", "0", "--heads", "0")
+    assert (result.exit_code, result.stdout.strip()) == (0, f"figure.{ending}")
+    assert all(line.startswith("multihead: ") for line in result.stderr.splitlines()), "what it could not draw"
+    begins = {"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}[ending]
+    assert (tmp_path / f"figure.{ending}").read_bytes().startswith(begins)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["figure", "RUN", "--output", "figure.docx"], "names no kind of figure: let it end in .pdf, .svg or .png"),
+        (["figure", "RUN", "--output", "a.pdf", "--kind", "mop"], "kind='mop' is none of"),
+        (["figure", "RUN", "--output", "a.pdf", "--layer", "77"], "layer 77 was not recorded"),
+        (["figure", "RUN", "--output", "a.pdf", "--heads", "x"], "--heads 'x' is no list of numbers"),
+        (["compare", "RUN", "nowhere.safetensors"], "cannot read nowhere.safetensors"),
+        (["compare", "RUN", "RUN", "--output", "RUN"], "are one file"),
+    ],
+)
+def test_wrong_words_about_figures_and_pairs(saved, tmp_path, arguments, says):
+    before = saved.read_bytes()
+    result = run(*(str(saved) if word == "RUN" else word for word in arguments))
+    assert result.exit_code == 2
+    assert says in result.output
+    assert result.output.count("\n") == 1
+    assert saved.read_bytes() == before
+    assert not list(tmp_path.glob("a.*"))

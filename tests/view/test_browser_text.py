@@ -138,6 +138,34 @@ def test_shades_are_the_formulas(opened):
         assert page.tab.locator('.flow .token[aria-selected="true"]').get_attribute("data-token") == str(token)
 
 
+def test_nothing_is_painted_before_the_numbers_are_there(opened):
+    page = shown(opened, [f"t{place}" for place in range(23)], heads=(0,))
+    tab = page.tab
+    tab.evaluate(
+        """() => {
+            multihead.waiting = [];
+            multihead.store.spreads.clear();
+            multihead.store.remote = {
+                spread: (layer, head, focus, empty, done) => { multihead.waiting.push({empty, done}); },
+                partners: () => () => {},
+            };
+            multihead.store.update({ token: 9 });
+        }"""
+    )
+    assert tab.locator('.flow .focused[data-token="9"]').count() == 1
+    assert tab.locator(".flow .shaded").count() == 0
+    assert tab.locator(".textview").get_attribute("aria-busy") == "true"
+    tab.evaluate(
+        """() => {
+            const weights = Float64Array.from({length: 23}, (_, i) => i === 4 ? 0.75 : 0);
+            for (const {empty, done} of multihead.waiting) done({...empty, pending: false, weights});
+            multihead.store.update({ arrived: 1 });
+        }"""
+    )
+    assert tab.locator(".flow .shaded").get_attribute("data-token") == "4"
+    assert tab.locator(".textview").get_attribute("aria-busy") is None
+
+
 @pytest.fixture(scope="module")
 def long_recording():
     queries = [5, 70_001, 131_070]

@@ -8,6 +8,7 @@ import torch
 from multihead import masks
 from multihead.recording.traits import LABELS
 from tests.view.made import layer_of, made_call, recording_of
+from tests.view.test_accessibility import axe, ready, violations, visit  # noqa: F401  fixtures
 from tests.view.test_browser import chromium, opened  # noqa: F401  fixtures
 
 pytestmark = pytest.mark.browser
@@ -230,3 +231,13 @@ def test_a_page_without_traits_has_no_order_to_choose(opened):  # noqa: F811
     shown = opened(text).ready()
     assert shown.tab.locator(".sorting").is_hidden()
     assert len(order(shown)) == 15
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_wrong_with_maps_in_an_order(visit, axe, scheme):  # noqa: F811
+    tab = ready(visit(some_recording(), color_scheme=scheme))
+    tab.get_by_label("order of the maps").select_option("entropy")
+    tab.get_by_text("kinds of heads").click()
+    assert violations(tab, axe) == []
+    # nor is what stands under a map there for the eye alone
+    assert re.match(r"\d\.\d \d\.\d\d", tab.get_by_role("gridcell").first.inner_text().replace("\n", " "))

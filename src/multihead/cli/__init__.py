@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-from multihead.cli.options import File, Heads, Layers, Model, Output, Save, Target, Text, Token, Truncate
+from multihead.cli.options import (
+    File,
+    Heads,
+    Layers,
+    Model,
+    Output,
+    Save,
+    Target,
+    Text,
+    Token,
+    Truncate,
+    numbers_of,
+)
 from multihead.cli.places import check_apart, check_writable, free_name
 from multihead.cli.serving import Door, is_surely_too_large
 from multihead.cli.source import Source
@@ -41,6 +53,12 @@ Examples:
   multihead view "The bank of the river." --save river.safetensors --no-open
   multihead view "The bank of the city." --save city.safetensors --no-open
   multihead compare river.safetensors city.safetensors
+"""
+_FIGURE_EXAMPLES = """\b
+Examples:
+  multihead figure --output making.pdf                         what "making" looks at, the text shaded
+  multihead figure run.safetensors --output heads.svg --kind heads
+  multihead figure --file letter.txt --output map.png --kind map --layers 2 --heads 1,5
 """
 _ESTIMATE_EXAMPLES = """\b
 Examples:
@@ -175,6 +193,43 @@ def compare(
             say("drawing the page")
             write_comparison(*pair, path, names=(first.stem, second.stem))
         show_file(path, opens=not no_open)
+
+
+@app.command(epilog=_FIGURE_EXAMPLES)
+def figure(
+    text: Text = None,
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="A *.pdf, *.svg or *.png.")],
+    kind: Annotated[
+        str | None, typer.Option("--kind", metavar="KIND", help="heads, map, text or links. Default: what fits.")
+    ] = None,
+    file: File = None,
+    model: Model = None,
+    token: Token = None,
+    layer: Annotated[int | None, typer.Option("--layer", metavar="N", help="The layer to draw.")] = None,
+    heads: Annotated[str | None, typer.Option("--heads", metavar="LIST", help="The heads to draw: 0,2-5.")] = None,
+    target: Target = None,
+    truncate: Truncate = False,
+    dark: Annotated[bool, typer.Option("--dark", help="On a dark ground.")] = False,
+    title: Annotated[str | None, typer.Option("--title", metavar="TEXT", help="Above the figure.")] = None,
+) -> None:
+    """Draw a figure for a paper: PDF, SVG or PNG, the same bytes each time."""
+    with plain_errors():
+        if output.suffix.lower() not in (".pdf", ".svg", ".png"):
+            raise ValueError(f"{output} names no kind of figure: let it end in .pdf, .svg or .png.")
+        check_writable(output)
+        source = Source(text, file, model, None, None, target, truncate=truncate, save=None)
+        check_apart({"--output": output, "--file": file, "TEXT": source.saved})
+        chosen = None if heads is None else numbers_of("--heads", heads)
+        with busy() as say:
+            recording = source.recording(say)
+            say("drawing the figure")
+            named = source.token(token, recording)
+            drawn = recording.figure(kind, layer=layer, heads=chosen, token=named, dark=dark, title=title)
+            drawn.savefig(output)
+        for note in drawn.notes:
+            typer.echo(f"multihead: {note}", err=True)
+        typer.echo(str(output))
 
 
 @app.command(epilog=_ESTIMATE_EXAMPLES)

@@ -54,8 +54,8 @@ def plain_errors() -> Iterator[None]:
         # nobody reads any more; the interpreter must not find that out again when it closes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
-    except (MultiheadError, OSError, ValueError) as error:
-        if isinstance(error, ValueError) and not raised_here(error):
+    except (MultiheadError, OSError, ValueError, ImportError) as error:
+        if isinstance(error, ValueError | ImportError) and not raised_here(error):
             raise
         message = str(error) or type(error).__name__
         if isinstance(error, OSError) and error.filename and error.strerror:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from multihead.conventions import statistics_dtype
+from multihead.conventions import accumulation_dtype, statistics_dtype
 from multihead.errors import RecordingError
 from multihead.kernels.seen import spans_and_rest
 from multihead.masks import Mask
@@ -109,7 +109,7 @@ class LayerMap:
         self.rows, self.keys = layer.query_count, layer.sizes.keys
         self.levels = _power(max(self.rows, self.keys), TILE).bit_length()
         self._measured: OrderedDict[int, _Blocks] = OrderedDict()
-        self._measuring = threading.Lock()
+        self._keeping, self._measuring = threading.Lock(), threading.Lock()
 
     def shape(self, level: int) -> tuple[int, int]:
         """Rows and columns of cells at a level.
@@ -183,13 +183,21 @@ class LayerMap:
         """
         place = self._place(head)
         with self._measuring:
-            if place in self._measured:
+            if self._known(place) is not None:
                 return
             side = _power(max(self.rows, self.keys), BLOCKS)
             pooled = self._computed(place, range(self.rows), range(self.keys), side, ("mean", "max"), pause)
-            self._measured[place] = _Blocks(side, pooled)
-            while len(self._measured) > 1 and self._measured_bytes() > MEASURED_BYTES:
-                self._measured.popitem(last=False)
+            with self._keeping:
+                self._measured[place] = _Blocks(side, pooled)
+                while len(self._measured) > 1 and self._measured_bytes() > MEASURED_BYTES:
+                    self._measured.popitem(last=False)
+
+    def _known(self, place: int) -> _Blocks | None:
+        """A head's map that was measured, which is thereby the last to be forgotten."""
+        with self._keeping:
+            if place in self._measured:
+                self._measured.move_to_end(place)
+            return self._measured.get(place)
 
     def _measured_bytes(self) -> int:
         return sum(cells.nbytes for blocks in self._measured.values() for cells in blocks.pooled.values())
@@ -227,11 +235,8 @@ class LayerMap:
         side = self._recorded_side
         if side is not None and side <= 1 << level and pooling in self._recorded_names:
             return _Blocks(side, {pooling: self._recorded_names[pooling][self.item, place]})
-        measured = self._measured.get(place)
-        if measured is None or measured.side > 1 << level:
-            return None
-        self._measured.move_to_end(place)
-        return measured
+        measured = self._known(place)
+        return None if measured is None or measured.side > 1 << level else measured
 
     def _is_costly(self, level: int, rows: range, columns: range) -> bool:
         """Whether some cells take so many weights that the whole head's block map had better be measured."""
@@ -292,11 +297,9 @@ class LayerMap:
         tall, wide = (math.ceil(len(span) / side) for span in (rows, keys))
         held = self.layer.weights
         device = (kept_of(self.layer)[0] if held is None else held).device
-        # a cell is the sum of many pieces' sums
-        found = {
-            pooling: torch.zeros(tall, wide, dtype=torch.float64 if pooling == "mean" else None, device=device)
-            for pooling in poolings
-        }
+        # a mean is the sum of many pieces' sums
+        dtypes = {"mean": accumulation_dtype(device), "max": torch.float32}
+        found = {pooling: torch.zeros(tall, wide, dtype=dtypes[pooling], device=device) for pooling in poolings}
         for top, left, piece in self._pieces(place, rows, keys, side, pause):
             row, column = (top - rows.start) // side, (left - keys.start) // side
             for pooling, cells in found.items():

@@ -10,10 +10,13 @@ from multihead.recording.words import is_mark, joined, words_of
 _NEAR = 2
 _FAINT = 0.1
 _LINKS = 400
+_LOOKED = 20_000
 
 
 def likely_token(recording: Recording, item: int = 0) -> int:
     """The position of a token worth looking at in the text that is asked about: the longest word, the first of several.
+
+    Of a text of more than 20,000 tokens the first as many that were recorded are looked through.
 
     Raises:
         SourceError: the recording holds no layer.
@@ -23,9 +26,12 @@ def likely_token(recording: Recording, item: int = 0) -> int:
     tokens = recording.texts[name][item] if name in recording.texts else []
     kept = range(layer.sizes.queries) if layer.queries is None else layer.queries
     places = {layer.place_of_query(query, len(tokens) or layer.sizes.queries) for query in kept}
-    words = [word for word in words_of(tokens) if word[0] in places and not is_mark(tokens[word[0]])]
-    longest = max(words, key=lambda word: len(joined(tokens, word)), default=None)
-    return min(places, default=0) if longest is None else longest[0]
+    first = min(places, default=0)
+    begin = first if len(tokens) > _LOOKED else 0
+    looked = tokens[begin : begin + _LOOKED]
+    words = [word for word in words_of(looked) if begin + word[0] in places and not is_mark(looked[word[0]])]
+    longest = max(words, key=lambda word: len(joined(looked, word)), default=None)
+    return first if longest is None else begin + longest[0]
 
 
 def asking_text(recording: Recording) -> str:

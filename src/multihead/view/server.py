@@ -35,7 +35,7 @@ from multihead.view.document import (
     texts_of,
 )
 from multihead.view.heads import described
-from multihead.view.opening import likely_token, start
+from multihead.view.opening import asking_text, likely_token, start
 from multihead.view.page import bundle, json_in_html, title_in_html
 from multihead.view.pictures import Pictures, first_token, named, nodes
 from multihead.web import EXPOSED, Answer, Lane, Memory, Refusal, Site, Watched
@@ -45,11 +45,11 @@ __all__ = ["Served", "opened", "serve", "serving"]
 CACHE_BYTES = 256 << 20
 """Answers that are remembered, up to so many bytes."""
 
-OVERVIEW_WEIGHTS = 1 << 31
-"""Weights that overviews of all heads may take at the start; beyond, a sample of queries stands for all."""
+OVERVIEW_WEIGHTS = 1 << 29
+"""Weights that overviews may take at the start, a few seconds' worth; beyond, some queries stand for all."""
 
-EAGER_BYTES = 1 << 28
-"""Bytes of queries and keys that are read at the start to find what to open the page with."""
+EAGER_ROWS = 1 << 20
+"""Queries and keys of all heads, up to which they are read at the start to find what tells most: some 256 MB."""
 
 ANSWER_BYTES = 1 << 26
 """Bytes of the largest answer."""
@@ -134,7 +134,7 @@ class Served:
         entries = [served_entry(layer, self._overview(layer, rows), self.texts) for layer in layers]
         return document_of(
             self.recording,
-            described(entries, self.recording, self.item, most=OVERVIEW_WEIGHTS),
+            described(entries, self.recording, self.item),
             texts=self.texts,
             title=title,
             start=self._opening,
@@ -358,10 +358,11 @@ def _row_at(positions: np.ndarray, position: int) -> int | None:
 
 def _opening(recording: Recording, item: int, token: int | None) -> dict[str, object]:
     """What the page opens with; of a large recording no more than its text is read for it."""
-    numbers = sum(len(layer.heads) * (layer.query_count + layer.sizes.keys) for layer in recording.layers)
-    if 4 * 64 * numbers <= EAGER_BYTES:
+    rows = sum(len(layer.heads) * (layer.query_count + layer.sizes.keys) for layer in recording.layers)
+    if rows <= EAGER_ROWS:
         return start(recording, token, item=item)
-    return {"token": likely_token(recording, item) if token is None else token}
+    chosen = likely_token(recording, item) if token is None else token
+    return {"text": list(texts_of(recording, item)).index(asking_text(recording)), "token": chosen}
 
 
 def opened(

@@ -97,10 +97,13 @@ class Site:
         Raises:
             Exception: what opening raised.
         """
-        self._server = _server(self)
+        self._serve(_server(self))
+
+    def _serve(self, server: "uvicorn.Server") -> None:
+        self._server = server
         try:
             with contextlib.suppress(KeyboardInterrupt):
-                self._server.run(sockets=[self._socket])
+                server.run(sockets=[self._socket])
         finally:
             self.close()
         if self._error is not None:
@@ -109,19 +112,19 @@ class Site:
     @contextlib.contextmanager
     def running(self) -> Iterator[str]:
         """Serve from a thread of its own inside the block; the address."""
-        thread = threading.Thread(target=self._run_quietly, daemon=True)
+        server = _server(self)
+        thread = threading.Thread(target=self._serve_quietly, args=(server,), daemon=True)
         thread.start()
         try:
             yield self.url
         finally:
-            if self._server is not None:
-                self._server.should_exit = True
+            server.should_exit = True
             thread.join(_LONGEST_START)
 
-    def _run_quietly(self) -> None:
+    def _serve_quietly(self, server: "uvicorn.Server") -> None:
         # whoever asks is told what opening raised
         with contextlib.suppress(Exception):
-            self.run()
+            self._serve(server)
 
     def close(self) -> None:
         """Free the address and end what runs."""

@@ -3,6 +3,9 @@
 import type { Picture } from "./read";
 import { linear, logarithmic, ranked, type Scale, type Shade } from "../map/shade";
 
+/** What stands under full weight can still be seen. */
+export const MOST_OPAQUE = 0.86;
+
 /** A patch by row and column, counted from 0. */
 export interface Patch {
   readonly row: number;

@@ -4,11 +4,9 @@ import { headColour } from "../colours";
 import type { Picture } from "./read";
 import { frame, h, replace, set } from "../dom";
 import { formatWeight } from "../tokens";
-import { blended, patchAt, patchOf, shadeOf, stepped, tokenOf, type Patch } from "./geometry";
+import { blended, MOST_OPAQUE, patchAt, patchOf, shadeOf, stepped, tokenOf, type Patch } from "./geometry";
 import { coloursOf, peaksOf, type Shown } from "./shown";
 
-/** A patch under full weight still shows what is in it. */
-const MOST_OPAQUE = 0.86;
 /** Pixels a patch from which on the grid is drawn. */
 const GRID_FROM = 7;
 /** Patches side by side may not both carry a number. */
@@ -105,8 +103,8 @@ export class ImageBoard {
       if (near) return [];
       placed.push(patch);
       const label = h("span", { "data-token": token, "data-head": head, "data-weight": weight.toFixed(6) }, formatWeight(weight, 2));
-      label.style.left = `${(100 * (patch.column + 0.5)) / columns}%`;
-      label.style.top = `${(100 * (patch.row + 0.5)) / rows}%`;
+      label.style.left = `clamp(18px, ${(100 * (patch.column + 0.5)) / columns}%, calc(100% - 18px))`;
+      label.style.top = `clamp(8px, ${(100 * (patch.row + 0.5)) / rows}%, calc(100% - 8px))`;
       label.style.setProperty("--head", headColour(place, shown.state.dark).css);
       return [label];
     });

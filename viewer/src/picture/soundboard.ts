@@ -4,12 +4,11 @@ import { headColour } from "../colours";
 import type { Sound } from "./read";
 import { frame, h, replace, set } from "../dom";
 import { formatWeight } from "../tokens";
-import { blended, frameAt, pixelPeaks, shadeOf, timeTicks } from "./geometry";
+import { blended, frameAt, MOST_OPAQUE, pixelPeaks, shadeOf, timeTicks } from "./geometry";
 import { coloursOf, peaksOf, type Shown } from "./shown";
 
-const MOST_OPAQUE = 0.86;
 const PIXELS_A_TICK = 72;
-/** Share of the width that one label takes. */
+/** Pixels that one label takes. */
 const LABEL = 96;
 
 export class SoundBoard {
