@@ -1,5 +1,7 @@
 """Timing in alternation, peak memory, and the name of the machine."""
 
+import ctypes
+import gc
 import os
 import platform
 import statistics
@@ -75,6 +77,14 @@ class PeakMemory:
     def growth(self) -> int:
         """Bytes beyond what was there at the start."""
         return self.peak - self.start
+
+
+def give_back_memory() -> None:
+    """Let go of what is free, so that what a run takes next is seen; where the C library can (glibc)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _resident() -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from multihead.conventions import in_words
 from multihead.core import Statistics
 from multihead.errors import SourceError
 from multihead.hub import first_sentence, from_hub, quiet_transformers
@@ -25,6 +26,7 @@ __all__ = ["ImageModel", "Seen", "load_model", "read"]
 _CELLS = 48
 _OTHERWISE = "name a folder that holds a vision model, or one of the Hugging Face hub"
 _DISTILLED = "deit"
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +65,11 @@ def load_model(name: str | Path) -> ImageModel:
     _require_packages()
     folder = Path(name).expanduser()
     if folder.is_dir():
-        for needed in ("config.json", "preprocessor_config.json"):
-            if not (folder / needed).is_file():
-                raise SourceError(f"the folder {str(name)!r} holds no vision model: it has no {needed}.")
+        for needed in (("config.json",), _PROCESSORS):
+            if not any((folder / file).is_file() for file in needed):
+                raise SourceError(
+                    f"the folder {str(name)!r} holds no vision model: it has no {in_words(needed, 'or')}."
+                )
         return _loaded(folder, folder.resolve().name, local=True)
     hub_name = str(name)
     if folder.exists() or hub_name.count("/") > 1 or hub_name.startswith((".", "~", "/")) or "\\" in hub_name:
@@ -107,7 +111,7 @@ def read(
         quiet_transformers(),
         observe(model.model, layers=layers, heads=heads, queries=queries, statistics=asked) as seen,
     ):
-        model.model(pixel_values=pixels)
+        _look(model, pixels)
     recording = seen.recording()
     first = _tokens_before(recording, grid, model)
     names = patch_names(grid, first)
@@ -117,6 +121,16 @@ def read(
     provenance = {**recording.provenance, **model.provenance, **told}
     named = replace(recording, texts={name: [names] for name in recording.texts}, provenance=provenance)
     return Seen(named, _as_seen(picture, model.processor, pixels), grid, first)
+
+
+def _look(model: ImageModel, pixels: Tensor) -> None:
+    try:
+        model.model(pixel_values=pixels)
+    except ValueError as error:
+        # pictures of another size than the model was made for
+        raise SourceError(
+            f"{model.name} cannot look at what its image processor gives: {first_sentence(error)}"
+        ) from error
 
 
 def _grid(model: ImageModel, pixels: Tensor) -> tuple[int, int]:

@@ -45,7 +45,7 @@ def test_the_newest_is_first(lane):
         return run
 
     async def main():
-        one = lane(1)
+        one = lane()
         asked = [asyncio.create_task(one.answer("first", work("first"), here))]
         await until(lambda: not one._waiting and one._known)
         for name in ("old", "middle", "new"):
@@ -59,6 +59,41 @@ def test_the_newest_is_first(lane):
 
     assert asyncio.run(main()) == [b"first", b"old", b"middle", b"new", b"old"]
     assert done == ["first", "old", "new", "middle"]
+
+
+def test_the_newest_is_done_between_pieces_of_an_older_one(lane):
+    done, begun = [], threading.Event()
+
+    def long(pause):
+        begun.set()
+        while "short" not in done:
+            pause()
+        done.append("long")
+        return b"long"
+
+    async def main():
+        one = lane()
+        asked = [asyncio.create_task(one.answer("long", long, here))]
+        await until(begun.is_set)
+        asked.append(asyncio.create_task(one.answer("short", lambda pause: done.append("short") or b"short", here)))
+        return await asyncio.gather(*asked)
+
+    assert asyncio.run(main()) == [b"long", b"short"]
+    assert done == ["short", "long"]
+
+
+def test_a_thread_begins_with_what_it_is_told(lane):
+    told = []
+
+    async def main():
+        one = lane(begin=lambda: told.append(threading.current_thread()))
+        for key in range(2):
+            assert (
+                await one.answer(key, lambda pause: str(threading.current_thread() in told).encode(), here) == b"True"
+            )
+
+    asyncio.run(main())
+    assert len(told) == 1
 
 
 def test_who_leaves_ends_the_work(lane):
@@ -77,7 +112,7 @@ def test_who_leaves_ends_the_work(lane):
         return begun.is_set()
 
     async def main():
-        one = lane(1)
+        one = lane()
         with pytest.raises(Stopped):
             await one.answer("key", run, gone)
         await until(lambda: ended)
@@ -95,7 +130,7 @@ def test_work_that_waits_is_not_begun_for_nobody(lane):
         return True
 
     async def main():
-        one = lane(1)
+        one = lane()
         first = asyncio.create_task(one.answer("first", lambda pause: b"1" if free.wait(20) else b"", here))
         await until(lambda: not one._waiting and one._known)
         with pytest.raises(Stopped):
@@ -111,7 +146,7 @@ def test_one_of_two_who_leaves_ends_nothing(lane):
     go = threading.Event()
 
     async def main():
-        one = lane(1)
+        one = lane()
         stays = asyncio.create_task(one.answer("key", lambda pause: b"answer" if go.wait(20) else b"", here))
         await until(lambda: not one._waiting and one._known)
 
@@ -140,7 +175,7 @@ def test_a_lane_that_finishes(lane):
         return begun.is_set()
 
     async def main():
-        one = lane(1, finishes=True)
+        one = lane(finishes=True)
         with pytest.raises(Stopped):
             await one.answer("key", run, gone)
         go.set()
@@ -154,7 +189,7 @@ def test_what_fails_fails_for_all(lane):
         raise ZeroDivisionError
 
     async def main():
-        one = lane(1, Memory(100))
+        one = lane(Memory(100))
         found = await asyncio.gather(*(one.answer("key", run, here) for _ in range(3)), return_exceptions=True)
         assert all(isinstance(error, ZeroDivisionError) for error in found)
         assert await one.answer("key", lambda pause: b"now", here) == b"now"
@@ -171,7 +206,7 @@ def test_a_closed_lane_answers_nobody(lane):
             pause()
 
     async def main():
-        one = lane(2)
+        one = lane()
         waits = asyncio.create_task(one.answer("key", run, here))
         await until(begun.is_set)
         one.close()
@@ -179,7 +214,7 @@ def test_a_closed_lane_answers_nobody(lane):
             await waits
         with pytest.raises(Stopped):
             await one.answer("other", run, here)
-        assert not any(thread.is_alive() for thread in one._threads)
+        assert not one._thread.is_alive()
 
     asyncio.run(main())
 
@@ -207,7 +242,7 @@ def test_what_is_remembered_is_not_computed_again(lane):
     ran = []
 
     async def main():
-        one = lane(1, Memory(100))
+        one = lane(Memory(100))
         for _ in range(3):
             assert await one.answer("key", lambda pause: ran.append(1) or b"x", here) == b"x"
 

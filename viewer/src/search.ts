@@ -2,7 +2,7 @@
 
 import { h, replace, set, tokenText } from "./dom";
 import type { Page } from "./document";
-import { piecesOf, readerOf } from "./spelling";
+import { piecesOf, readerOf, type TextReader } from "./spelling";
 import type { Store } from "./state";
 import { plain } from "./tokens";
 
@@ -19,7 +19,8 @@ const INSIDE = 3;
 
 /**
  * Whole tokens first, then beginnings, then anything that contains the words; a number also finds that position.
- * Tokens are found as they are spelled and as they are read. Each different token is looked at once.
+ * Tokens are found as they are spelled and as they are read; a word in pieces, or several words, by their first token.
+ * Each different token is looked at once.
  */
 export function findTokens(page: Page, texts: readonly number[], words: string): { matches: Match[]; total: number } {
   const wanted = words.trim().toLowerCase();
@@ -29,9 +30,10 @@ export function findTokens(page: Page, texts: readonly number[], words: string):
   for (const text of texts) {
     const reader = readerOf(page.texts[text]!.tokens);
     const ranks = Uint8Array.from(reader.vocabulary, (token, place) => rankOf(wanted, token, reader.reading(place).plain));
+    const starts = Uint8Array.from(reader.vocabulary, (_, place) => Number(begins(wanted, reader.reading(place).plain)));
     const position = /^\d+$/.test(wanted) ? Number(wanted) : -1;
     for (let i = 0; i < reader.ids.length; i++) {
-      const rank = i === position ? WHOLE : ranks[reader.ids[i]!]!;
+      const rank = i === position ? WHOLE : ranks[reader.ids[i]!]! || (starts[reader.ids[i]!]! && rankFrom(wanted, reader, i));
       if (rank === 0) continue;
       total += 1;
       const those = found[rank - 1]!;
@@ -47,6 +49,26 @@ function rankOf(wanted: string, token: string, read: string): number {
   if (forms.includes(wanted)) return WHOLE;
   if (forms.some((form) => form.startsWith(wanted))) return BEGINS;
   return forms.some((form) => form.includes(wanted)) ? INSIDE : 0;
+}
+
+const begins = (wanted: string, read: string): boolean => read !== "" && read.length < wanted.length && wanted.startsWith(read.toLowerCase());
+
+/** Whether the words stand in the text from a token on that begins a word. */
+function rankFrom(wanted: string, reader: TextReader, from: number): number {
+  const end = reader.tokens.length;
+  if (from > 0 && !reader.gap(from)) return 0;
+  let rest = wanted;
+  for (let i = from; i < end; i++) {
+    if (i > from && reader.gap(i)) {
+      if (!rest.startsWith(" ")) return 0;
+      rest = rest.slice(1);
+    }
+    const read = reader.at(i).plain.toLowerCase();
+    if (read.startsWith(rest)) return read === rest && (i + 1 === end || reader.gap(i + 1)) ? WHOLE : BEGINS;
+    if (!rest.startsWith(read)) return 0;
+    rest = rest.slice(read.length);
+  }
+  return 0;
 }
 
 export class Search {

@@ -69,6 +69,24 @@ describe("lists", () => {
   });
 });
 
+it("finds a word in pieces, and words one after the other, by their first token", () => {
+  const { document, buffer } = buildPage();
+  const found = (tokens: string[], words: string) => {
+    (document["texts"] as { tokens: string[] }[])[0]!.tokens = tokens;
+    return findTokens(readPage(document, buffer), [0], words).matches.map(({ token }) => token);
+  };
+  const pieces = ["govern", "##ments", "act", "gov", "##ern"];
+  expect(found(pieces, "Governments")).toEqual([0]);
+  expect(found(pieces, "governm")).toEqual([0]);
+  expect(found(pieces, "governments ac")).toEqual([0]);
+  expect(found(pieces, "govern")).toEqual([0, 3]);
+  expect(found(pieces, "governmentsact")).toEqual([]);
+  expect(found(pieces, "ments act")).toEqual([]);
+  expect(found(["Ġä½", "ł", "å¥½", "Ġa", "b"], "好")).toEqual([2]);
+  expect(found(["Ġneu", "rons", "Ġfi", "re", "!"], "neurons fire")).toEqual([0]);
+  expect(found(["Ġneu", "rons", "Ġfi", "re", "!"], "fire!")).toEqual([2]);
+});
+
 describe("partners", () => {
   it("finds each head's strongest key, and each key's strongest query", () => {
     const { document, buffer, expected } = buildPage({ queries: [1, 4] });

@@ -12,6 +12,7 @@ import typer
 from multihead.cli.options import (
     File,
     Heads,
+    Image,
     Layers,
     Model,
     Output,
@@ -38,6 +39,7 @@ Examples:
   multihead view "Guten Morgen!" --model bert-base-multilingual-cased --layers 0,8-11
   multihead view --save run.safetensors            keep what was seen; then: multihead view run.safetensors
   multihead view run.safetensors --serve           what is shown is computed here: for long texts
+  multihead view --image cat.jpg --model google/vit-base-patch16-224
 """
 _SHOW_EXAMPLES = """\b
 Examples:
@@ -80,6 +82,7 @@ def view(
     text: Text = None,
     *,
     file: File = None,
+    image: Image = None,
     model: Model = None,
     token: Token = None,
     layers: Layers = None,
@@ -111,8 +114,8 @@ def view(
         path = free_name() if output is None else output
         if not serve:
             check_writable(path)
-        source = Source(text, file, model, layers, heads, target, truncate=truncate, save=save)
-        check_apart({"--output": path, "--save": save, "--file": file, "TEXT": source.saved})
+        source = Source(text, file, model, layers, heads, target, truncate=truncate, save=save, image=image)
+        check_apart({"--output": path, "--save": save, "--file": file, "--image": image, "TEXT": source.saved})
         if source.saved is not None and output is None and (serve or is_surely_too_large(source.saved)):
             door.serve(source.saved, lambda recording: source.token(token, recording))
             return
@@ -127,9 +130,9 @@ def view(
             source.keep(recording)
             serve = serve or (output is None and not fits(recording))
             if not serve:
-                write_page(recording, path, start=opening)
+                write_page(recording, path, start=opening, pictures=source.pictures)
         if serve:
-            door.serve(recording, lambda _: chosen)
+            door.serve(recording, lambda _: chosen, source.pictures)
             return
         show_file(path, opens=not no_open)
 

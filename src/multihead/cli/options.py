@@ -15,6 +15,10 @@ Text = Annotated[
     ),
 ]
 File = Annotated[Path | None, typer.Option("--file", metavar="FILE", help="Read the text from a file (UTF-8).")]
+Image = Annotated[
+    Path | None,
+    typer.Option("--image", metavar="FILE", help="Look at a picture instead of a text; --model names a vision model."),
+]
 Model = Annotated[
     str | None,
     typer.Option("--model", metavar="MODEL", help="A folder or a hub name. Default: the packaged demo model, offline."),

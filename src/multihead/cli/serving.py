@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from multihead.recording import Recording
+    from multihead.view.pictures import Pictures
     from multihead.view.server import Served
 
 SURELY = 1 << 25
@@ -35,12 +36,18 @@ class Door:
         self.is_named = host is not None or port is not None
         self._host, self._port, self._opens = host or "127.0.0.1", port or 0, opens
 
-    def serve(self, source: "Recording | Path", token: "Callable[[Recording], str | int | None]") -> None:
+    def serve(
+        self,
+        source: "Recording | Path",
+        token: "Callable[[Recording], str | int | None]",
+        pictures: "Pictures | None" = None,
+    ) -> None:
         """Print the address and serve until interrupted.
 
         Args:
             source: a recording, or the file of one.
             token: what the page opens with, once the recording is open.
+            pictures: of its texts that are no words.
 
         Raises:
             SourceError: nothing can be served here, or there is no such token.
@@ -50,7 +57,7 @@ class Door:
         def opening() -> "Served":
             from multihead.view.server import opened
 
-            return opened(source, token=token)
+            return opened(source, token=token, pictures=pictures)
 
         site = Site(opening, host=self._host, port=self._port)
         if site.exposed:

@@ -3,7 +3,7 @@
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from multihead.cli.places import check_writable
 
 if TYPE_CHECKING:
     from multihead.recording import Recording
+    from multihead.view.pictures import Pictures
 
 
 class Source:
@@ -28,14 +29,20 @@ class Source:
         *,
         truncate: bool,
         save: Path | None,
+        image: Path | None = None,
     ) -> None:
+        self.image = image
+        self.pictures: Pictures | None = None
+        """Of the recording's texts that are no words; known once it is there."""
         self.model, self.target, self.truncate, self.save = model, target, truncate, save
         self.layers = None if layers is None else numbers_of("--layers", layers)
         self.heads = None if heads is None else heads_of(heads)
         if save is not None:
             check_writable(save)
         self.saved = Path(text) if text is not None and text.endswith(".safetensors") and file is None else None
-        self.text = None if self.saved is not None else text_of(text, file)
+        if image is not None:
+            self._check_image({"TEXT": text, "--file": file, "--target": target, "--truncate": truncate or None})
+        self.text = None if self.saved is not None or image is not None else text_of(text, file)
         if self.saved is None:
             return
         given = {
@@ -60,6 +67,8 @@ class Source:
 
             return load(self.saved)
         say("loading torch and transformers")
+        if self.image is not None:
+            return self._look(self.image, say)
         from multihead.text import DEFAULT_SENTENCE, load_model, read
 
         say("opening the model")
@@ -70,6 +79,27 @@ class Source:
             text, model, target=self.target, layers=self.layers, heads=self.heads, truncate=self.truncate, maps=maps
         )
 
+    def _check_image(self, others: Mapping[str, object]) -> None:
+        named = [name for name, value in others.items() if value is not None]
+        if named:
+            raise ValueError(f"--image is a picture to look at, and {named[0]} is about a text: leave one of them out.")
+        if self.model is None:
+            raise ValueError("--image needs a vision model: name its folder or its name on the hub with --model.")
+
+    def _look(self, image: Path, say: Callable[[str], None]) -> "Recording":
+        """Run a vision model on a picture."""
+        from multihead.image import load_model, read
+        from multihead.pixels import as_picture
+        from multihead.view.pictures import Picture
+
+        picture = as_picture(image)
+        say("opening the model")
+        model = load_model(self.model or "")
+        say("looking at the picture")
+        seen = read(picture, model, layers=self.layers, heads=self.heads)
+        self.pictures = {name: Picture(seen.image, seen.grid, seen.first) for name in seen.recording.texts}
+        return seen.recording
+
     def keep(self, recording: "Recording") -> None:
         """Save what was seen, if asked to; only once all that was asked has proved to be there."""
         if self.save is not None:
@@ -77,6 +107,10 @@ class Source:
 
     def token(self, named: str | None, recording: "Recording") -> str | int | None:
         """The token to begin with; a number is a position unless the text has that number as a token."""
+        if named is None and self.pictures is not None:
+            from multihead.view.pictures import first_token
+
+            return first_token(recording, self.pictures)
         if named is None and self.text is None and self.saved is None:
             from multihead.text import DEFAULT_TOKEN
 

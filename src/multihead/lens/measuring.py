@@ -97,8 +97,8 @@ def sight_of(attention: HostAttention, wanted: Wanted, finder: MaskFinder) -> Si
         bias=_bias_of(call, wanted, queries, finder),
         sinks=None if chosen.sinks is None else chosen.sinks.clone(),
         statistics=_only(found, wanted.statistics),
-        q=_rows(chosen.q, queries).clone() if wanted.qk else None,
-        k=call.k[:, kv_heads].clone() if wanted.qk else None,
+        q=_own(chosen.q, call.q, queries, 2) if wanted.qk else None,
+        k=_own(call.k, call.k, None if len(kv_heads) == call.k.shape[1] else kv_heads, 1) if wanted.qk else None,
     )
     return Sight(layer, check, attention.cross, attention.extra_keys)
 
@@ -148,6 +148,13 @@ def _bias_of(call: AttentionCall, wanted: Wanted, queries: Tensor | None, finder
     if some_heads:
         bias = bias[:, list(wanted.heads)]
     return _rows(bias, queries).clone() if some_queries else bias
+
+
+def _own(tensor: Tensor, hosts: Tensor, places: Tensor | list[int] | None, axis: int) -> Tensor:
+    """The places of an axis in memory that the model cannot write into, copied once."""
+    if places is not None:
+        return tensor[:, places] if axis == 1 else tensor[:, :, places]
+    return tensor.clone() if tensor is hosts else tensor
 
 
 def _rows(tensor: Tensor, queries: Tensor | None) -> Tensor:

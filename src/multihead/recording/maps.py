@@ -109,7 +109,7 @@ class LayerMap:
         self.rows, self.keys = layer.query_count, layer.sizes.keys
         self.levels = _power(max(self.rows, self.keys), TILE).bit_length()
         self._measured: OrderedDict[int, _Blocks] = OrderedDict()
-        self._keeping, self._measuring = threading.Lock(), threading.Lock()
+        self._keeping, self._measuring = threading.Lock(), threading.RLock()
 
     def shape(self, level: int) -> tuple[int, int]:
         """Rows and columns of cells at a level.

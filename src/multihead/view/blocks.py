@@ -68,7 +68,8 @@ def measured_blocks(
     if layer.mask is not None:
         queries = None if layer.queries is None else torch.tensor(layer.queries)
         mask = PartOfMask(layer.mask, layer.sizes, item, torch.tensor(layer.heads), queries)
-    call = AttentionCall(q[[item]], k, k[..., :0], mask, bias, layer.scale, layer.softcap, layer.sinks)
+    # the CPU kernel wants values, of whatever kind
+    call = AttentionCall(q[[item]], k, k[..., :1], mask, bias, layer.scale, layer.softcap, layer.sinks)
     found = measure(call, Statistics.only(blocks=blocks, block_peaks=True))[1].named()
     return found["blocks"][0], found["block_peaks"][0]
 

@@ -9,12 +9,14 @@ import contextlib
 import json
 import logging
 import os  # noqa: TC003
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from multihead.conventions import in_words
@@ -119,8 +121,13 @@ class Served:
         self.document = self._described(title, kind)
         self._page = _SHELL.format(title=title_in_html(self.document), document=json_in_html(self.document)).encode()
         memory = Memory(CACHE_BYTES)
-        self._tiles, self._lines = Lane(2, memory), Lane(1, memory)
-        self._blocks = Lane(1, finishes=True)
+        # tiles have all cores; what runs beside them must not fight for these
+        every = torch.get_num_threads()
+        self._tiles, self._lines, self._blocks = (
+            Lane(memory, begin=partial(_on_cores, every, every)),
+            Lane(memory, begin=partial(_on_cores, 1, every)),
+            Lane(finishes=True, begin=partial(_on_cores, 1, every)),
+        )
 
     def _described(self, title: str | None, kind: str) -> Node:
         """The document of the page."""
@@ -293,6 +300,16 @@ class Served:
         if row is None:
             raise Refusal(404, f"The query at position {position} was not recorded in layer {layer.index}.")
         return row if layer.queries is None else layer.queries[row]
+
+
+def _on_cores(count: int, every: int) -> None:
+    """Let torch use so many threads for what the calling thread asks of it, and ``every`` for who has not asked yet."""
+    # a thread's first question makes it take what was set last
+    torch.get_num_threads()
+    torch.set_num_threads(count)
+    last = threading.Thread(target=torch.set_num_threads, args=(every,))
+    last.start()
+    last.join()
 
 
 class _Asked:

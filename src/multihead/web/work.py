@@ -12,6 +12,8 @@ Run = Callable[[Callable[[], None]], bytes]
 POLL = 0.1
 """Seconds between two looks whether a client is still there."""
 
+_DEEPEST = 4
+
 
 class Stopped(Exception):  # noqa: N818
     """Nobody waits for this work any more."""
@@ -51,10 +53,6 @@ class _Job:
         self.answer: bytes | None = None
         self.error: BaseException | None = None
 
-    def pause(self) -> None:
-        if self.stopped.is_set():
-            raise Stopped
-
     def end(self) -> None:
         # the loop may be gone, and with it all who waited
         with contextlib.suppress(RuntimeError):
@@ -62,23 +60,24 @@ class _Job:
 
 
 class Lane:
-    """Some threads that take the newest job first.
+    """A thread that takes the newest job first, also between two pieces of an older one.
 
     Args:
-        workers: how many threads.
         memory: where answers are kept; None: nowhere.
-        finishes: whether work that was begun is ended for the next who asks, although nobody waits for it now.
+        finishes: whether work that was begun is brought to its end, whoever leaves and whatever else is asked for.
+        begin: called once in the thread.
     """
 
-    def __init__(self, workers: int, memory: Memory | None = None, *, finishes: bool = False) -> None:
-        self._memory, self._finishes = memory, finishes
+    def __init__(
+        self, memory: Memory | None = None, *, finishes: bool = False, begin: Callable[[], None] | None = None
+    ) -> None:
+        self._memory, self._finishes, self._begin = memory, finishes, begin
         self._waiting: list[_Job] = []
         self._known: dict[Hashable, _Job] = {}
         self._changed = threading.Condition()
         self._closed = False
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
 
     async def answer(self, key: Hashable, run: Run, gone: Callable[[], Awaitable[bool]]) -> bytes:
         """The answer of some work, done once for all who ask for the same at once.
@@ -140,30 +139,43 @@ class Lane:
             del self._known[job.key]
 
     def _work(self) -> None:
-        while True:
+        if self._begin is not None:
+            self._begin()
+        while not self._closed:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
-                if self._closed:
-                    return
-                job = self._waiting.pop()
-            try:
-                job.answer = job.run(job.pause)
-            except BaseException as error:  # noqa: BLE001  whoever waits for it raises it
-                job.error = error
-            else:
-                if self._memory is not None:
-                    self._memory.keep(job.key, job.answer)
-            with self._changed:
-                self._forget(job)
-            job.end()
+            self._run_newest(0)
+
+    def _run_newest(self, depth: int) -> None:
+        """Do the newest job that waits, if there is one, ``depth`` others having been put aside."""
+        with self._changed:
+            if not self._waiting:
+                return
+            job = self._waiting.pop()
+
+        def pause() -> None:
+            if not job.stopped.is_set() and not self._finishes and depth < _DEEPEST:
+                self._run_newest(depth + 1)
+            if job.stopped.is_set():
+                raise Stopped
+
+        try:
+            job.answer = job.run(pause)
+        except BaseException as error:  # noqa: BLE001  whoever waits for it raises it
+            job.error = error
+        else:
+            if self._memory is not None:
+                self._memory.keep(job.key, job.answer)
+        with self._changed:
+            self._forget(job)
+        job.end()
 
     def close(self, patience: float = 5.0) -> None:
-        """Stop what runs, and let the threads end."""
+        """Stop what runs, and let the thread end."""
         with self._changed:
             self._closed = True
             self._waiting.clear()
             for job in self._known.values():
                 job.stopped.set()
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join(patience)
+        self._thread.join(patience)

@@ -5,11 +5,12 @@ import type { Picture } from "./read";
 import { frame, h, replace, set } from "../dom";
 import { formatWeight } from "../tokens";
 import { blended, MOST_OPAQUE, patchAt, patchOf, shadeOf, stepped, tokenOf, type Patch } from "./geometry";
-import { coloursOf, peaksOf, type Shown } from "./shown";
+import { coloursOf, peaksOf, shortWeight, type Shown } from "./shown";
 
 /** Pixels a patch from which on the grid is drawn. */
 const GRID_FROM = 7;
-/** Patches side by side may not both carry a number. */
+/** Patches of a head that carry a number, and how far apart they are. */
+const PEAKS = 3;
 const APART = 1.5;
 
 export class ImageBoard {
@@ -97,12 +98,12 @@ export class ImageBoard {
   #number(shown: Shown): void {
     const { rows, columns, first } = this.picture;
     const placed: Patch[] = [];
-    const labels = peaksOf(shown.heads, first, first + rows * columns).flatMap(({ head, place, token, weight }) => {
+    const labels = peaksOf(shown.heads, first, first + rows * columns, PEAKS).flatMap(({ head, place, token, weight }) => {
       const patch = patchOf(this.picture, token)!;
       const near = placed.some(({ row, column }) => Math.abs(row - patch.row) < APART && Math.abs(column - patch.column) < 2 * APART);
       if (near) return [];
       placed.push(patch);
-      const label = h("span", { "data-token": token, "data-head": head, "data-weight": weight.toFixed(6) }, formatWeight(weight, 2));
+      const label = h("span", { "data-token": token, "data-head": head, "data-weight": weight.toFixed(6) }, shortWeight(weight));
       label.style.left = `clamp(18px, ${(100 * (patch.column + 0.5)) / columns}%, calc(100% - 18px))`;
       label.style.top = `clamp(8px, ${(100 * (patch.row + 0.5)) / rows}%, calc(100% - 8px))`;
       label.style.setProperty("--head", headColour(place, shown.state.dark).css);

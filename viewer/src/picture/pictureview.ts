@@ -62,7 +62,7 @@ export class PictureView {
     for (const part of this.#made) {
       part.show({ state, focus, heads: part.text === far ? heads : [], own: focus?.text === part.text ? focus.token : null });
     }
-    this.#legend(state, heads);
+    this.#legend(state, far, heads);
     this.#read(state, far, heads);
   }
 
@@ -108,11 +108,11 @@ export class PictureView {
     for (const part of this.#made) part.grey?.(this.#grey);
   }
 
-  #legend(state: State, heads: readonly HeadWeights[]): void {
+  #legend(state: State, far: number, heads: readonly HeadWeights[]): void {
     for (const one of this.#scales.children) set(one, "aria-pressed", (one as HTMLElement).dataset["value"] === state.opacity);
-    const largest = this.#made.reduce((most, part) => Math.max(most, this.#largest(part.text, heads)), 0);
+    const largest = far < 0 || !this.#isSeen(far) ? 0 : this.#largest(far, heads);
     const ends = { linear: `0 to ${formatWeight(largest)}, the largest here`, log: `${FAINTEST} to 1, by powers of ten`, rank: "weakest to strongest" };
-    replace(this.#ends, heads.length === 0 ? "" : ends[state.opacity]);
+    replace(this.#ends, largest === 0 ? "" : ends[state.opacity]);
   }
 
   /** The largest weight on a text's patches or frames. */
@@ -163,6 +163,6 @@ export class PictureView {
   #strongest(heads: readonly HeadWeights[], text: number): number | null {
     const { from, to } = this.#seen(text);
     const tokens = this.store.page.texts[text]!.tokens.length;
-    return peaksOf(heads, to > from ? from : 0, to > from ? to : tokens)[0]?.token ?? null;
+    return peaksOf(heads, to > from ? from : 0, to > from ? to : tokens, 1)[0]?.token ?? null;
   }
 }

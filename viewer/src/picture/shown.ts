@@ -1,8 +1,10 @@
 // What boards are told to show: the chosen heads' weights over their text, and which of its tokens is in focus.
 
 import { headColour, rgb } from "../colours";
+import { largest } from "../panel";
 import type { Focus, State } from "../state";
 import { positionOf, type Spread } from "../targets";
+import { formatWeight } from "../tokens";
 
 /** One head's weights by token of a text; 0 where a query was not recorded. */
 export interface HeadWeights {
@@ -28,10 +30,8 @@ export interface Peak {
   readonly weight: number;
 }
 
-/** Peaks that carry a number, by head; below this share of a head's largest weight there are none. */
-const PEAKS = 3;
+/** Below this share of a head's largest weight nothing carries a number. */
 const LEAST_SHARE = 0.5;
-const LEAST = 0.001;
 
 export function wholeWeights(spread: Spread, count: number): HeadWeights {
   const weights = new Float64Array(count);
@@ -39,16 +39,17 @@ export function wholeWeights(spread: Spread, count: number): HeadWeights {
   return { head: spread.head, place: spread.place, weights };
 }
 
+/** Small weights with one more digit. */
+export const shortWeight = (weight: number): string => formatWeight(weight, weight < 0.095 ? 3 : 2);
+
 export const coloursOf = (shown: Shown): (readonly [number, number, number])[] =>
   shown.heads.map(({ place }) => rgb(headColour(place, shown.state.dark).css));
 
-/** Of each head the strongest tokens between `from` and `to`, the largest first. */
-export function peaksOf(heads: readonly HeadWeights[], from: number, to: number): Peak[] {
+/** Of each head at most `each` of the strongest tokens from `from` to `to`, the last not included; the largest first. */
+export function peaksOf(heads: readonly HeadWeights[], from: number, to: number, each: number): Peak[] {
   const found = heads.flatMap(({ head, place, weights }) => {
-    const tokens = Array.from({ length: to - from }, (_, i) => from + i).sort((a, b) => weights[b]! - weights[a]! || a - b);
-    const largest = weights[tokens[0] ?? 0] ?? 0;
-    return tokens.slice(0, PEAKS).map((token) => ({ head, place, token, weight: weights[token]! }))
-      .filter(({ weight }) => weight >= LEAST && weight >= LEAST_SHARE * largest);
+    const peaks = largest(weights.subarray(from, to), each).map((i) => ({ head, place, token: from + i, weight: weights[from + i]! }));
+    return peaks.filter(({ weight }) => weight >= LEAST_SHARE * peaks[0]!.weight);
   });
   return found.sort((a, b) => b.weight - a.weight);
 }

@@ -3,9 +3,8 @@
 import { headColour } from "../colours";
 import type { Sound } from "./read";
 import { frame, h, replace, set } from "../dom";
-import { formatWeight } from "../tokens";
 import { blended, frameAt, MOST_OPAQUE, pixelPeaks, shadeOf, timeTicks } from "./geometry";
-import { coloursOf, peaksOf, type Shown } from "./shown";
+import { coloursOf, peaksOf, shortWeight, type Shown } from "./shown";
 
 const PIXELS_A_TICK = 72;
 /** Pixels that one label takes. */
@@ -128,15 +127,17 @@ export class SoundBoard {
     });
   }
 
-  /** The strongest frames with their times and weights, none over another. */
+  /** Each head's strongest frame with its time and weight, none over another. */
   #label(shown: Shown, width: number): void {
-    const taken: number[] = [];
-    const labels = peaksOf(shown.heads, 0, this.frames).flatMap(({ head, place, token, weight }) => {
-      const x = ((token + 0.5) / this.frames) * width;
-      if (taken.some((other) => Math.abs(other - x) < LABEL)) return [];
-      taken.push(x);
-      const label = h("span", { "data-token": token, "data-head": head, "data-weight": weight.toFixed(6) }, `${this.#time(token)} `, h("b", {}, formatWeight(weight, 2)));
-      label.style.left = `${Math.min(Math.max(x, LABEL / 2), width - LABEL / 2)}px`;
+    const rows: [number[], number[]] = [[], []];
+    const labels = peaksOf(shown.heads, 0, this.frames, 1).flatMap(({ head, place, token, weight }) => {
+      const x = Math.min(Math.max(((token + 0.5) / this.frames) * width, LABEL / 2), width - LABEL / 2);
+      const row = rows.find((taken) => taken.every((other) => Math.abs(other - x) >= LABEL));
+      if (!row) return [];
+      row.push(x);
+      const label = h("span", { "data-token": token, "data-head": head, "data-weight": weight.toFixed(6) }, `${this.#time(token)} `, h("b", {}, shortWeight(weight)));
+      label.style.left = `${x}px`;
+      label.classList.toggle("raised", row === rows[1]);
       label.style.setProperty("--head", headColour(place, shown.state.dark).css);
       return [label];
     });
