@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 import multihead as mh
-from benchmarks.measuring import PeakMemory, give_back_memory, alternate, table
+from benchmarks.measuring import PeakMemory, alternate, give_back_memory, table
 from benchmarks.page import TEXT
 from multihead.text import DEFAULT_SENTENCE, TextModel, load_model, read
 from multihead.view.codec import encode
