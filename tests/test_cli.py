@@ -89,6 +89,18 @@ def test_the_default_page(demo, tmp_path, monkeypatch):
 
 
 @pytest.mark.demo
+@pytest.mark.parametrize(("options", "maps"), [([], False), (["--save", "run.safetensors"], True), (["--serve"], True)])
+def test_maps_are_recorded_for_what_is_kept_or_served(demo, monkeypatch, options, maps):
+    from multihead import text
+    from multihead.web import Site
+
+    asked, real = [], text.read
+    monkeypatch.setattr(text, "read", lambda *given, **named: asked.append(named["maps"]) or real(*given, **named))
+    monkeypatch.setattr(Site, "run", lambda site: None)
+    assert run("view", "A word.", "--no-open", "--layers", "0", *options).exit_code == 0
+    assert asked == [maps]
+
+
 def test_show_the_default(demo, monkeypatch):
     monkeypatch.setattr("multihead.cli.source._piped", lambda: False)
     result = run("show")

@@ -118,6 +118,19 @@ def test_chosen_layers_heads_and_queries(demo):
 
 
 @pytest.mark.demo
+def test_long_texts_are_recorded_with_the_blocks_of_maps(demo, monkeypatch):
+    monkeypatch.setattr("multihead.recording.maps.SMALL", 8)
+    monkeypatch.setattr("multihead.recording.maps.BLOCKS", 16)
+    found = read(DEFAULT_SENTENCE, demo, layers=[0], maps=True).layers[0].statistics
+    assert found.block_size.tolist() == [2, 2]
+    assert found.blocks.shape == found.block_peaks.shape == (1, 12, 16, 16)
+    plain = read(DEFAULT_SENTENCE, demo, layers=[0]).layers[0].statistics
+    assert plain.block_peaks is None
+    assert plain.block_size.tolist() == [1, 1]
+    monkeypatch.setattr("multihead.recording.maps.SMALL", 4096)
+    assert read(DEFAULT_SENTENCE, demo, layers=[0], maps=True).layers[0].statistics.block_peaks is None
+
+
 def test_the_overview_has_at_most_48_cells_a_side(demo):
     recording = read("word " * 300, demo)
     assert recording.layers[0].statistics.blocks.shape[2:] == (44, 44)

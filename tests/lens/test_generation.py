@@ -1,5 +1,8 @@
 """All runs of a generation as one recording: its weights are those of one pass over the whole text."""
 
+import json
+import re
+
 import pytest
 import torch
 
@@ -7,6 +10,8 @@ from multihead import Statistics, load
 from multihead.errors import ObservationError
 from multihead.lens import observe
 from multihead.masks import And, Causal, Padding, SlidingWindow
+from multihead.recording import PROMPT_TOKENS
+from multihead.view.page import page
 from tests.lens.hosts import bart, gpt2, ids, llama, padded, t5
 
 EVERY = Statistics.every(top=3, block=3)
@@ -112,6 +117,9 @@ class TestDecoders:
         assert seen.generation([words]).texts == recording.texts
         assert seen.generation(words[:-1]).texts == recording.texts
         assert recording.provenance["runs"] == "3"
+        assert recording.provenance[PROMPT_TOKENS] == "5"
+        texts = json.loads(re.search(r'id="multihead-document">(.*?)</script>', page(recording))[1])["texts"]
+        assert [text["prompt"] for text in texts] == [5]
         recording.save(tmp_path / "run.safetensors")
         check_same(load(tmp_path / "run.safetensors"), recording, 1e-7)
         with pytest.raises(ObservationError, match="tokens has 4 tokens in sequence 0, but layer 0"):

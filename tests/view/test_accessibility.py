@@ -3,9 +3,11 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from multihead.view.page import page
+from multihead.view.pictures import Frames, Picture
 from tests.view import test_browser as browser
 from tests.view.made import layer_of, made_call, recording_of
 
@@ -127,6 +129,21 @@ def test_axe_finds_nothing_with_two_texts_and_a_long_one(visit, axe, view):
         tab = ready(visit(recording(ENGLISH * 8, layers=1), view=view), view)
         tab.keyboard.press("End")
         assert violations(tab, axe) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("shown", ["picture", "frames"])
+def test_axe_finds_nothing_on_a_picture(visit, axe, shown, scheme):
+    tokens = ["[CLS]", *(f"r{place // 7}c{place % 7}" for place in range(42))]
+    image = (np.random.default_rng(0).random((60, 70, 3)) * 255).astype(np.uint8)
+    seen = Picture(image, (6, 7)) if shown == "picture" else Frames(0.02)
+    text = page(recording(tokens, layers=1), start=START, pictures={"text": seen})
+    tab = ready(visit(text, view="picture", color_scheme=scheme))
+    assert tab.evaluate("multihead.state.view") == "picture"
+    assert violations(tab, axe) == []
+    tab.set_viewport_size({"width": 320, "height": 800})
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 320
+    assert violations(tab, axe) == []
 
 
 def test_axe_finds_nothing_in_a_complaint(visit, axe):

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from multihead import masks
+from multihead.recording import PROMPT_TOKENS
 from multihead.view.comparison import comparison
 from tests.view.made import layer_of, made_call, recording_of, true_weights
 from tests.view.test_browser import chromium, opened  # noqa: F401
@@ -125,9 +126,9 @@ def test_the_back_button_undoes_and_forward_does_again(opened):  # noqa: F811
     see_map(shown)
     until(shown.tab, "location.hash.includes('view=map')")
     for scale in ("rank", "linear"):
-        shown.tab.locator(f'[data-value="{scale}"]').click()
+        shown.tab.locator(f'.mapview [data-value="{scale}"]').click()
         until(shown.tab, f"location.hash.includes('scale={scale}')")
-    shown.tab.locator('[data-value="max"]').click()
+    shown.tab.locator('.mapview [data-value="max"]').click()
     until(shown.tab, "location.hash.includes('cells=max')")
     shown.tab.go_back()
     assert (shown.state["scale"], shown.state["pooling"]) == ("linear", "mean")
@@ -143,7 +144,7 @@ def test_what_is_painted_grows_with_the_weight(opened):  # noqa: F811
     weights = true_weights(call)[0]
     shown = opened(recording_of(layer_of(call)), start={"layer": 0, "heads": [0], "token": 0}, height=1300).ready()
     see_map(shown)
-    shown.tab.locator('[data-value="linear"]').click()
+    shown.tab.locator('.mapview [data-value="linear"]').click()
     shown.tab.keyboard.press("Escape")
     shown.tab.wait_for_timeout(600)
     frame = shown.tab.locator(".map-frame").bounding_box()
@@ -217,3 +218,13 @@ def test_one_token_is_a_map_too(opened):  # noqa: F811
     until(shown.tab, "document.querySelectorAll('.axis-text .label').length == 2")
     assert asked(shown, 0, 0, 0, 0, "mean") == pytest.approx(1.0, abs=1e-5)
     torch.testing.assert_close(shown.row(0, 0, 0), torch.ones(1, dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+def test_what_a_model_wrote_is_marked(opened):  # noqa: F811
+    layer = layer_of(made_call(queries=12, keys=12, mask=masks.causal()))
+    shown = opened(recording_of(layer, provenance={PROMPT_TOKENS: "7"}), height=1300).ready()
+    see_map(shown)
+    frame = shown.tab.locator(".map-frame").bounding_box()
+    for kind, side, size in (("row", "y", "height"), ("column", "x", "width")):
+        written = shown.tab.locator(f".written.{kind}").bounding_box()
+        assert written[side] - frame[side] == pytest.approx(7 / 12 * frame[size], abs=2)

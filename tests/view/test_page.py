@@ -300,7 +300,10 @@ def test_nothing_is_fetched_from_anywhere():
     allowed = {"www.w3.org", "tile.openstreetmap.org", *named}
     assert set(re.findall(r"https?://([^\s\"'`)/]+)", script + style)) <= allowed
     policies = [attrs["content"] for _, attrs, _ in elements.tags if attrs.get("http-equiv")]
-    assert policies == ["default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; worker-src blob:"]
+    assert policies == [
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'wasm-unsafe-eval'; img-src data:; "
+        "worker-src blob:"
+    ]
     assert html.startswith("<!doctype html>")
     assert "JavaScript" in elements.text("noscript")
     assert elements.text("style") == style

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -306,7 +307,7 @@ def test_a_file_that_changes(saved, change, by):
             saved.unlink()
         else:
             os.utime(saved, ns=(1, 1))
-        words = "run.safetensors has been changed since it was opened: start the server again."
+        words = "run.safetensors has been changed since it was opened: open it again."
         for path in ("", query_of("tile", TILE), query_of("tile", {**TILE, "x": 1}), "row?layer=1&heads=1&query=0"):
             assert error(url, path) == (409, words)
 
@@ -439,6 +440,45 @@ def test_a_sample_stands_for_an_overview_that_takes_too_long(monkeypatch):
     exact = torch.nn.functional.adaptive_avg_pool2d(next(truths(call)), (42, 48)).numpy()
     assert cells["shape"] == [4, 42, 48]
     assert np.abs(found**2 * peak - exact).max() < 0.5 * exact.mean()
+
+
+def test_of_a_large_recording_little_is_read_at_the_start(saved, monkeypatch):
+    monkeypatch.setattr(server, "EAGER_ROWS", 100)
+    monkeypatch.setattr(server, "described", partial(server.described, most=0))
+    layers = (layer_of(SELF, statistics=Statistics(blocks=(16, 16))),)
+    replace(made_recording(), layers=layers).save(saved)
+    recording = load(saved)
+    with serving(recording) as url:
+        start = document_in(get(url)[2])["start"]
+        assert not {"q", "k"} & set(vars(recording.layers[0])), "they are read when they are asked for"
+        assert floats(url, "row?layer=0&heads=0&query=3").sum() == pytest.approx(1, abs=1e-5)
+        assert {"q", "k"} <= set(vars(recording.layers[0]))
+    assert start == {"text": 0, "token": 0}
+
+
+def test_only_tiles_have_all_cores(monkeypatch):
+    threads = {}
+    tile, line = LayerMap.tile, server.weights
+
+    def noted(name, real):
+        def asking(*given, **options):
+            threads[name] = torch.get_num_threads()
+            return real(*given, **options)
+
+        return asking
+
+    monkeypatch.setattr(LayerMap, "tile", noted("tile", tile))
+    monkeypatch.setattr(server, "weights", noted("line", line))
+    before = torch.get_num_threads()
+    with serving(made_recording()) as url:
+        get(url, query_of("tile", TILE))
+        get(url, "row?layer=0&heads=0&query=3")
+    late = []
+    thread = threading.Thread(target=lambda: late.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert threads == {"tile": before, "line": 1}
+    assert (late, torch.get_num_threads()) == ([before], before)
 
 
 def test_too_many_heads_at_once(monkeypatch, url):

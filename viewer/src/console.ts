@@ -47,6 +47,11 @@ export class Console {
     return this.supply!().tile(found.position, place, { level, y, x }, pooling, new AbortController().signal);
   }
 
+  /** What the map's tiles are computed with: "simd", "plain", or "remote" where they are asked for. */
+  get tiles(): Supply["arithmetic"] {
+    return this.supply!().arithmetic;
+  }
+
   get state(): Record<string, unknown> | null {
     if (!this.store) return null;
     const { state, page } = this.store;

@@ -9,7 +9,7 @@ const ELEMENTS = { f64: Float64Array, f32: Float32Array, i32: Int32Array, u16: U
 type Dtype = keyof typeof ELEMENTS;
 export type ArrayOf<T extends Dtype> = InstanceType<(typeof ELEMENTS)[T]>;
 
-function fromBase64(text: string): Uint8Array<ArrayBuffer> {
+export function fromBase64(text: string): Uint8Array<ArrayBuffer> {
   const modern = (Uint8Array as unknown as { fromBase64?: (text: string) => Uint8Array<ArrayBuffer> }).fromBase64;
   if (modern) return modern.call(Uint8Array, text);
   const binary = atob(text);

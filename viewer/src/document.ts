@@ -9,6 +9,8 @@ import { readTraits, type Traits } from "./traits";
 export interface Text {
   readonly name: string;
   readonly tokens: readonly string[];
+  /** Tokens that were there before a model wrote the rest; null where nothing was written. */
+  readonly prompt: number | null;
   /** The picture whose patches are tokens of this text. */
   readonly picture: Picture | null;
   /** The sound whose frames are the tokens of this text. */
@@ -121,6 +123,7 @@ function readText(value: unknown, what: string): Text {
   return {
     name: need(text["name"], isText, `${what}.name`, "text"),
     tokens,
+    prompt: optional(text["prompt"], (count) => need(count, isCount, `${what}.prompt`, "null or a number of tokens")),
     picture: optional(text["picture"], (picture) => readPicture(picture, `${what}.picture`, tokens.length)),
     sound: optional(text["seconds_per_frame"], (seconds) => readSound(seconds, text["spectrogram"], what)),
   };

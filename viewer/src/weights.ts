@@ -40,7 +40,7 @@ export class LayerWeights {
     const keys = (this.#keys[head] ??= decodeHead(this.#factors.k, head));
     const scores = this.#sweep(head, decodeOne(this.#factors.q, head, row), keys, layer.keyCount);
     const query = this.queryPosition(row);
-    for (let key = 0; key < scores.length; key++) scores[key] = this.#weight(head, row, query, key, scores[key]!);
+    for (let key = 0; key < scores.length; key++) scores[key] = this.ofProduct(head, row, query, key, scores[key]!);
     return scores;
   }
 
@@ -49,26 +49,9 @@ export class LayerWeights {
     if (this.layer.weights) return this.#given(this.layer.weights, head, row, from, to);
     const keys = (this.#keys[head] ??= decodeHead(this.#factors.k, head));
     const scores = this.#sweep(head, decodeOne(this.#factors.q, head, row), keys, this.layer.keyCount, from, to);
-    this.fromProducts(head, row, from, to, scores);
-    return scores;
-  }
-
-  /**
-   * Turns inner products of a row with the keys `from` to `to` into weights, in place. Those whose score lies so far
-   * below the log-sum-exp as `nothing` says become 0 without being computed.
-   */
-  fromProducts(head: number, row: number, from: number, to: number, products: Float64Array, nothing = -Infinity): void {
-    const { layer } = this;
     const query = this.queryPosition(row);
-    const lse = this.#factors.lse[head * layer.queryCount + row]!;
-    if (layer.mask || layer.bias || layer.softcap !== null || lse === -Infinity) {
-      for (let key = from; key < to; key++) products[key - from] = this.#weight(head, row, query, key, products[key - from]!);
-      return;
-    }
-    for (let i = 0; i < to - from; i++) {
-      const score = products[i]! - lse;
-      products[i] = score > nothing ? Math.exp(score) : 0;
-    }
+    for (let key = from; key < to; key++) scores[key - from] = this.ofProduct(head, row, query, key, scores[key - from]!);
+    return scores;
   }
 
   /** Weights that every recorded query gives to one key, in the order of the recorded rows. */
@@ -83,15 +66,33 @@ export class LayerWeights {
     const queries = (this.#queries[head] ??= decodeHead(this.#factors.q, head));
     const scores = this.#sweep(head, decodeOne(this.#factors.k, head, key), queries, layer.queryCount);
     for (let row = 0; row < scores.length; row++) {
-      scores[row] = this.#weight(head, row, this.queryPosition(row), key, scores[row]!);
+      scores[row] = this.ofProduct(head, row, this.queryPosition(row), key, scores[row]!);
     }
     return scores;
+  }
+
+  /** Log-sum-exp of a recorded row's scores; -Infinity where it sees nothing. */
+  lse(head: number, row: number): number {
+    return this.#factors.lse[head * this.layer.queryCount + row]!;
+  }
+
+  /** The weight that a recorded row gives to a key, from their inner product; `query` is the row's position in the text. */
+  ofProduct(head: number, row: number, query: number, key: number, dot: number): number {
+    const { layer } = this;
+    const lse = this.lse(head, row);
+    if (lse === -Infinity || (layer.mask && !layer.mask(head, query, key))) return 0;
+    let score = layer.softcap === null ? dot : layer.softcap * Math.tanh(dot / layer.softcap);
+    if (layer.bias) {
+      const biasHead = layer.bias.heads === 1 ? 0 : head;
+      score += layer.bias.values[(biasHead * layer.queryCount + row) * layer.keyCount + key]!;
+    }
+    return Math.exp(score - lse);
   }
 
   /** True for a query that sees no key at all, or whose given weights are all 0. */
   blind(head: number, row: number): boolean {
     if (this.layer.weights) return this.row(head, row).every((weight) => weight === 0);
-    return this.#factors.lse[head * this.layer.queryCount + row] === -Infinity;
+    return this.lse(head, row) === -Infinity;
   }
 
   sink(head: number, row: number): number {
@@ -119,17 +120,5 @@ export class LayerWeights {
       for (let i = 0; i < out.length; i++) out[i]! += factor * many[from + i]!;
     }
     return out;
-  }
-
-  #weight(head: number, row: number, query: number, key: number, dot: number): number {
-    const { layer } = this;
-    const lse = this.#factors.lse[head * layer.queryCount + row]!;
-    if (lse === -Infinity || (layer.mask && !layer.mask(head, query, key))) return 0;
-    let score = layer.softcap === null ? dot : layer.softcap * Math.tanh(dot / layer.softcap);
-    if (layer.bias) {
-      const biasHead = layer.bias.heads === 1 ? 0 : head;
-      score += layer.bias.values[(biasHead * layer.queryCount + row) * layer.keyCount + key]!;
-    }
-    return Math.exp(score - lse);
   }
 }

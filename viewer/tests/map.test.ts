@@ -1,8 +1,10 @@
 import { describe, expect, it } from "vitest";
+import { products } from "../assemble.mjs";
 import { parseDocument, readPage } from "../src/document";
 import { labelled, niceStep } from "../src/map/axis";
 import { Grid, TILE, type Pooling } from "../src/map/grid";
 import { TileMaker } from "../src/map/maker";
+import { plain, simd, type Arithmetic } from "../src/map/products";
 import { FAINTEST, linear, logarithmic, paint, ranked } from "../src/map/shade";
 import { RememberingSupply, RemoteSupply } from "../src/map/supply";
 import { buildPage, random, type Recipe } from "./page";
@@ -12,6 +14,15 @@ const open = (recipe: Recipe = {}) => {
   const page = readPage(parseDocument(JSON.stringify(document)), buffer);
   return { page, layer: page.layers[0]!, expected };
 };
+
+const module = await products();
+const vectors = simd(module)!;
+const both: [string, Arithmetic][] = [["simd", vectors], ["plain", plain]];
+
+/** A score of some tens carries this much rounding in single precision. */
+const ROUNDED = 4e-6;
+/** Smaller weights may be left out of a tile. */
+const NOTHING = 2e-11;
 
 /** A cell by its definition. */
 function defined(weights: number[][], grid: Grid, level: number, row: number, column: number, pooling: Pooling): number {
@@ -45,23 +56,26 @@ describe("grid", () => {
   });
 });
 
-describe("tiles", () => {
+describe.each(both)("tiles by %s arithmetic", (_name, arithmetic) => {
   const causal = (_: number, query: number, key: number) => key <= query + 6;
   const kinds: Record<string, Recipe> = {
     plain: {}, causal: { mask: () => ({ kind: "causal" }), query_offset: 6, visible: causal }, capped: { softcap: 2 },
-    chosen: { queries: [0, 3, 4] }, biased: { biasHeads: 1, blindRow: 2 },
+    chosen: { queries: [0, 3, 4] }, biased: { biasHeads: 1, blindRow: 2 }, thirteen: { dims: 13, lengths: [7, 29] },
+    window: { mask: () => ({ kind: "sliding_window", left: 1, right: 2 }), visible: (_, query, key) => key >= query - 1 && key <= query + 2 },
+    scattered: { mask: () => ({ kind: "not", mask: { kind: "causal" } }), visible: (_, query, key) => key > query },
+    blind: { mask: () => ({ kind: "causal" }), query_offset: -2, visible: (_, query, key) => key <= query - 2 },
   };
   for (const [name, recipe] of Object.entries(kinds)) {
     it(`hold every cell as it is defined: ${name}`, () => {
       const { layer, expected } = open(recipe);
-      const maker = new TileMaker(layer);
+      const maker = new TileMaker(layer, arithmetic);
       const { grid } = maker;
       for (const pooling of ["mean", "max"] as const) for (const head of [0, 2]) {
         const tile = maker.tile(head, { level: 0, y: 0, x: 0 }, pooling);
         expect(tile.length).toBe(grid.rows(0) * grid.columns(0));
         for (const level of [0, 1, 2]) for (let row = 0; row < grid.rows(level); row++) for (let column = 0; column < grid.columns(level); column++) {
           const cell = defined(expected[head]!, grid, level, row, column, pooling);
-          if (level === 0) expect(tile[row * grid.columns(0) + column]).toBeCloseTo(cell, 6);
+          if (level === 0) expect(Math.abs(tile[row * grid.columns(0) + column]! - cell)).toBeLessThanOrEqual(ROUNDED * cell + NOTHING);
           expect(maker.cell(head, level, row, column, pooling)).toBeCloseTo(cell, 12);
         }
       }
@@ -75,8 +89,8 @@ describe("tiles", () => {
 
   it("of a long text are pooled as they are defined, from weights and from blocks", () => {
     const { layer, expected: weights } = open({ lengths: [601, 598], blocks: 2 });
-    const near = new TileMaker({ ...layer, blocks: null });
-    const far = new TileMaker(layer);
+    const near = new TileMaker({ ...layer, blocks: null }, arithmetic);
+    const far = new TileMaker(layer, arithmetic);
     const { grid } = near;
     expect(grid.top).toBe(2);
     const next = random(7);
@@ -97,6 +111,71 @@ describe("tiles", () => {
       const other = near.tile(0, place, pooling);
       expect(exact.some((value, i) => Math.abs(value - other[i]!) > 1e-4)).toBe(true);
     }
+  });
+});
+
+describe("arithmetic", () => {
+  const window = { kind: "sliding_window", left: 200, right: 3 };
+  const recipe: Recipe = {
+    heads: [0], lengths: [601, 607], dims: 11, mask: () => ({ kind: "and", left: { kind: "prefix", length: 590 }, right: window }),
+    visible: (_, query, key) => key < 590 && key >= query - 200 && key <= query + 3,
+  };
+
+  it("gives the same tiles both ways, and skips nothing that a mask lets through", () => {
+    const { layer, expected } = open(recipe);
+    const [fast, slow] = [new TileMaker(layer, vectors), new TileMaker(layer, plain)];
+    const { grid } = fast;
+    let hidden = 0;
+    for (let level = 0; level <= grid.top; level++) for (let y = 0; grid.has({ level, y, x: 0 }); y++) for (let x = 0; grid.has({ level, y, x }); x++) {
+      const cells = grid.tile({ level, y, x });
+      for (const pooling of ["mean", "max"] as const) {
+        const [one, other] = [fast.tile(0, { level, y, x }, pooling), slow.tile(0, { level, y, x }, pooling)];
+        for (let i = 0; i < one.length; i++) {
+          const exact = defined(expected[0]!, grid, level, cells.row + Math.floor(i / cells.columns), cells.column + (i % cells.columns), pooling);
+          if (exact === 0) hidden++;
+          if (!(Math.abs(one[i]! - exact) <= ROUNDED * exact) || !(Math.abs(other[i]! - exact) <= 1.3e-7 * exact + NOTHING)) {
+            expect.fail(`cell ${i} of tile ${level}/${y}/${x}, ${pooling}: ${one[i]} and ${other[i]}, not ${exact}`);
+          }
+        }
+      }
+    }
+    expect(hidden).toBeGreaterThan(1000);
+  });
+
+  it("notices a head's numbers in another's place", () => {
+    const { layer } = open({ lengths: [20, 20], dims: 3 });
+    const place = { level: 0, y: 0, x: 0 };
+    const one = new TileMaker(layer, vectors).tile(0, place, "mean");
+    const other = new TileMaker(layer, plain).tile(1, place, "mean");
+    expect(Math.max(...one.map((value, i) => Math.abs(value - other[i]!)))).toBeGreaterThan(1e-3);
+  });
+
+  it("raises 2 to a power within 1e-7, and to nothing below what single precision holds", () => {
+    const memory = new WebAssembly.Memory({ initial: 1 });
+    const instance = new WebAssembly.Instance(new WebAssembly.Module(module), { page: { memory } });
+    const fold = instance.exports["fold"] as (scores: number, sums: number, count: number, total: number, largest: number) => void;
+    const count = 4096;
+    const scores = new Float32Array(memory.buffer, 0, count);
+    const sums = new Float32Array(memory.buffer, 4 * count, count);
+    const next = random(3);
+    let worst = 0;
+    for (let round = 0; round < 100; round++) {
+      scores.forEach((_, i) => { scores[i] = -125.99 + 126.99 * next(); });
+      sums.fill(0);
+      fold(0, 4 * count, count, 0, round % 2);
+      for (let i = 0; i < count; i++) worst = Math.max(worst, Math.abs(sums[i]! / 2 ** scores[i]! - 1));
+    }
+    expect(worst).toBeLessThan(1e-7);
+    expect(worst).toBeGreaterThan(1e-9);
+    scores.set([-Infinity, -1e30, -126.5, -40, 0, 1, -126, -200]);
+    sums.fill(0);
+    fold(0, 4 * count, 8, 0, 0);
+    expect([...sums.subarray(0, 8)]).toEqual([0, 0, 0, 2 ** -40, 1, 2, 0, 0]);
+  });
+
+  it("is plain where WebAssembly cannot be had", () => {
+    expect(simd(new Uint8Array([0, 97, 115, 109]))).toBe(null);
+    expect([vectors.name, plain.name]).toEqual(["simd", "plain"]);
   });
 });
 

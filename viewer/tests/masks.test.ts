@@ -21,6 +21,43 @@ function bits(flags: boolean[]): Uint8Array {
 const causal = () => ({ kind: "causal" });
 const prefix = (length: number) => () => ({ kind: "prefix", length });
 
+/** The ranges of head 0, checked against the mask itself. */
+function ranges(node: (data: DataBlock) => unknown, offset = 0): [number, number][] | null {
+  const data = new DataBlock();
+  const built = node(data);
+  const mask = compileMask(built, data.buffer(), { ...shape, queryOffset: offset });
+  if (!mask.range) return null;
+  return Array.from({ length: shape.queries }, (_, query) => {
+    const { from, to } = mask.range!(0, query);
+    const seen = Array.from({ length: shape.keys }, (_, key) => mask(0, query, key));
+    expect(seen).toEqual(seen.map((_, key) => key >= from && key < to));
+    expect(0 <= from && from <= to && to <= shape.keys).toBe(true);
+    return [from, to];
+  });
+}
+
+describe("ranges of keys", () => {
+  const valid = (flags: number[]) => (data: DataBlock) => ({ kind: "padding", valid: data.add(flags, "u8", [7]) });
+
+  it("are known where the keys that a query sees lie side by side", () => {
+    expect(ranges(causal)).toEqual([[0, 1], [0, 2], [0, 3], [0, 4], [0, 5]]);
+    for (const offset of [-3, 4]) expect(ranges(causal, offset)).not.toBe(null);
+    expect(ranges(() => ({ kind: "sliding_window", left: 1, right: null }))).toEqual([[0, 7], [0, 7], [1, 7], [2, 7], [3, 7]]);
+    for (const offset of [-9, 0, 9]) expect(ranges(() => ({ kind: "sliding_window", left: 1, right: 0 }), offset)).not.toBe(null);
+    expect(ranges(prefix(3))).toEqual(Array(5).fill([0, 3]));
+    expect(ranges(valid([0, 1, 1, 9, 0, 0, 0]))).toEqual(Array(5).fill([1, 4]));
+    expect(ranges(valid([0, 0, 0, 0, 0, 0, 0]))!.every(([from, to]) => from === to)).toBe(true);
+    expect(ranges((data) => ({ kind: "and", left: causal(), right: valid([0, 0, 1, 1, 1, 1, 1])(data) }))).toEqual([[2, 2], [2, 2], [2, 3], [2, 4], [2, 5]]);
+  });
+
+  it("are not claimed of any other mask", () => {
+    expect(ranges(valid([1, 0, 1, 1, 1, 1, 1]))).toBe(null);
+    expect(ranges(() => ({ kind: "not", mask: causal() }))).toBe(null);
+    expect(ranges(() => ({ kind: "or", left: causal(), right: prefix(2)() }))).toBe(null);
+    expect(ranges((data) => ({ kind: "and", left: causal(), right: valid([1, 0, 1, 1, 1, 1, 1])(data) }))).toBe(null);
+  });
+});
+
 describe("masks", () => {
   it("causal, and with a cache's offset", () => {
     expect(picture(causal)).toEqual(["x......", "xx.....", "xxx....", "xxxx...", "xxxxx.."]);

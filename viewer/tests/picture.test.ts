@@ -130,7 +130,7 @@ describe("weights by token", () => {
 });
 
 const open = (change: (texts: Record<string, unknown>[]) => void) => {
-  const { document, layer, buffer } = buildPage({ lengths: [5, 11] });
+  const { document, buffer } = buildPage({ lengths: [5, 11] });
   const texts = document["texts"] as Record<string, unknown>[];
   change(texts);
   return readPage(document, buffer);

@@ -7,9 +7,9 @@ from multihead.core import Statistics
 from multihead.core.statistics import check_statistics
 from multihead.errors import CheckError, ObservationError
 from multihead.lens.measuring import LayerCheck, Sight
-from multihead.lens.stitching import read_by, stitched, without_the_last
+from multihead.lens.stitching import prompt_tokens, read_by, stitched, without_the_last
 from multihead.lens.texts import Tokens, with_texts
-from multihead.recording import Layer, Recording
+from multihead.recording import PROMPT_TOKENS, Layer, Recording
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ class Seen:
         sights = stitched(self._runs, self._statistics if statistics is None else statistics)
         read = read_by(sights, self._runs[-1])
         layers, texts = with_texts(sights, without_the_last(tokens, read), source)
-        return Recording(layers, texts, self._provenance | {"runs": str(len(self._runs))})
+        told = {"runs": str(len(self._runs)), PROMPT_TOKENS: str(prompt_tokens(self._runs))}
+        return Recording(layers, texts, self._provenance | told)
 
     def __repr__(self) -> str:
         runs = len(self._runs)

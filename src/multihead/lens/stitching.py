@@ -48,6 +48,13 @@ def stitched(runs: Sequence[Sequence[Sight]], statistics: Statistics) -> tuple[S
     return tuple(_joined([*parts], statistics) for _, parts in sorted(by_layer.items()))
 
 
+def prompt_tokens(runs: Sequence[Sequence[Sight]]) -> int:
+    """How many tokens the first run read of the text that later runs go on with."""
+    again = {sight.layer.index for sight in runs[-1]}
+    first = next(run for run in runs if again & {sight.layer.index for sight in run})
+    return max(sight.layer.sizes.queries for sight in first if sight.layer.index in again)
+
+
 def _joined(parts: list[tuple[int, Sight]], statistics: Statistics) -> Sight:
     """What several runs say of one attention, as one."""
     _, first = parts[0]

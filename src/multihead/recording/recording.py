@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["Layer", "Link", "Recording"]
 
 
+PROMPT_TOKENS = "prompt tokens"
+"""In the provenance of a generation: how many tokens of its text were there before the model wrote."""
+
+
 @dataclass(frozen=True, eq=False)
 class Recording:
     """The attention of one run of a model, with the tokens it was about and where it comes from.

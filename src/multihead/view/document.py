@@ -12,7 +12,7 @@ from torch import Tensor
 
 from multihead import masks
 from multihead.masks import Mask
-from multihead.recording import Layer, Recording
+from multihead.recording import PROMPT_TOKENS, Layer, Recording
 from multihead.recording.query import weights
 from multihead.version import __version__
 from multihead.view.blocks import BlockMaps, block_maps, measured_blocks
@@ -113,6 +113,7 @@ def document_of(
     """
     model = recording.provenance.get("model")
     provenance = {str(key): str(value) for key, value in recording.provenance.items()}
+    prompts = _prompts(recording)
     return {
         "format": "multihead-page",
         "version": VERSION,
@@ -120,10 +121,19 @@ def document_of(
         "provenance": {**provenance, "page": f"multihead {__version__}", **(told or {})},
         "accuracy": accuracy,
         "source": source,
-        "texts": [{"name": name, "tokens": tokens, **(pictures or {}).get(name, {})} for name, tokens in texts.items()],
+        "texts": [
+            {"name": name, "tokens": tokens, "prompt": prompts.get(name), **(pictures or {}).get(name, {})}
+            for name, tokens in texts.items()
+        ],
         "start": dict(start),
         "layers": layers,
     }
+
+
+def _prompts(recording: Recording) -> dict[str, int]:
+    """Of a generation, how many tokens of the text that the model went on with were its prompt."""
+    told = recording.provenance.get(PROMPT_TOKENS, "")
+    return {recording.layers[-1].query_text: int(told)} if recording.layers and told.isdecimal() else {}
 
 
 def texts_of(recording: Recording, item: int) -> dict[str, list[str]]:

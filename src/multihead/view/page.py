@@ -22,7 +22,10 @@ LARGEST_PAGE = 64_000_000
 """Bytes that a page may have; a browser opens more only with patience."""
 
 _BITS = 18.5
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; worker-src blob:"
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'wasm-unsafe-eval'; img-src data:; "
+    "worker-src blob:"
+)
 _SHELL = """\
 <!doctype html>
 <html lang="en">
@@ -226,7 +229,8 @@ def check_size(layers: tuple[Layer, ...], item: int, accuracy: float) -> None:
     raise ValueError(
         f"the page would have about {total / 1e6:.0f} MB, more than {LARGEST_PAGE / 1e6:.0f} MB: choose fewer, for "
         "example "
-        f"{', or '.join(words for words, fits in fitting.items() if fits)}."
+        f"{', or '.join(words for words, fits in fitting.items() if fits)}. Or save the recording and serve it: "
+        "multihead view run.safetensors --serve."
     )
 
 

@@ -38,6 +38,8 @@ type Named = (place: number) => { token: readonly Piece[]; position: number };
 export interface Subject {
   readonly grid: Grid;
   readonly label: string;
+  /** Where along each side what was written begins, after its prompt; null where all was there before. */
+  readonly written: Pair;
   readonly rowName: Named;
   readonly keyName: Named;
 }
@@ -94,7 +96,7 @@ export class MapBoard {
   }
 
   /** Another subject: another grid, other texts along the sides. */
-  enter({ grid, label, rowName, keyName }: Subject): void {
+  enter({ grid, label, written, rowName, keyName }: Subject): void {
     const viewer = this.#viewer;
     this.#grid = grid;
     this.#top.tokenOf = keyName;
@@ -106,6 +108,8 @@ export class MapBoard {
     this.#begun = false;
     viewer.addOverlay({ element: this.#frame, location: this.#rect(0, 0, grid.keys, grid.queries) });
     for (const line of [this.#row, this.#column]) viewer.addOverlay({ element: line, location: this.#rect(0, 0, 0, 0) });
+    if (written.row !== null) viewer.addOverlay({ element: h("div", { class: "written row" }), location: this.#rect(0, written.row, grid.keys, grid.queries - written.row) });
+    if (written.key !== null) viewer.addOverlay({ element: h("div", { class: "written column" }), location: this.#rect(written.key, 0, grid.keys - written.key, grid.queries) });
     viewer.world.addOnceHandler("add-item", () => {
       const side = Math.min(this.stage.clientWidth, this.stage.clientHeight) / Math.max(grid.keys, grid.queries, 1);
       // OpenSeadragon counts the deepest zoom in pixels a token; its types do not know that it may change.

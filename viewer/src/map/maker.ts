@@ -1,26 +1,13 @@
 // The map's tiles, computed from queries and keys as an atlas computes them: only what is looked at.
 
-import { decodeHead, type Planes } from "../codec";
 import { PageError } from "../data";
 import type { BlockMaps, Factors, Layer } from "../document";
 import { LayerWeights } from "../weights";
-import { Grid, type Cells, type Place, type Pooling } from "./grid";
+import { Grid, TILE, type Cells, type Place, type Pooling, type Range } from "./grid";
+import { plain, ROWS, type Arithmetic, type Products } from "./products";
 
 /** Heads whose numbers stay unpacked: a handful is on screen at once. */
 const KEPT = 4;
-/** Scores that are side by side in the inner loop: as many sums as a processor has registers for. */
-const ROWS = 4;
-const COLUMNS = 2;
-/** exp(-25) is 1e-11: a cell of a million such weights is still nothing to be seen. */
-const NOTHING = -25;
-
-interface Unpacked {
-  readonly dims: number;
-  /** Queries times steps, ROWS side by side: [queries / ROWS, dims, ROWS]. */
-  readonly queries: Float64Array;
-  /** Keys, COLUMNS side by side. */
-  readonly keys: Float64Array;
-}
 
 interface Level {
   readonly rows: number;
@@ -31,10 +18,10 @@ interface Level {
 export class TileMaker {
   readonly grid: Grid;
   readonly #weights: LayerWeights;
-  readonly #unpacked = new Map<number, Unpacked>();
+  readonly #unpacked = new Map<number, Products>();
   readonly #levels = new Map<string, Level>();
 
-  constructor(readonly layer: Layer) {
+  constructor(readonly layer: Layer, readonly arithmetic: Arithmetic = plain) {
     this.grid = new Grid(layer.queryCount, layer.keyCount);
     this.#weights = new LayerWeights(layer);
   }
@@ -79,100 +66,73 @@ export class TileMaker {
       }
       return out;
     }
-    const first = this.grid.queriesOf(level, cells.row).from;
-    const last = this.grid.queriesOf(level, cells.row + cells.rows - 1).to;
-    const unpacked = this.#numbers(head, this.layer.qk);
+    const products = this.#numbers(head, this.layer.qk);
     const left = this.grid.keysOf(level, cells.column).from;
     const right = this.grid.keysOf(level, cells.column + cells.columns - 1).to;
-    const width = COLUMNS * Math.ceil((right - left) / COLUMNS);
-    const scores = new Float64Array(ROWS * width);
+    const first = this.grid.queriesOf(level, cells.row).from;
+    const last = this.grid.queriesOf(level, cells.row + cells.rows - 1).to;
+    products.sums.fill(0);
     for (let top = first; top < last; top += ROWS) {
-      products(unpacked, top / ROWS, left / COLUMNS, width / COLUMNS, scores);
-      for (let query = top; query < Math.min(top + ROWS, last); query++) {
-        const row = scores.subarray((query - top) * width, (query - top + 1) * width);
-        this.#weights.fromProducts(head, query, left, right, row, NOTHING);
-        const to = ((query >> level) - cells.row) * cells.columns;
-        if (pooling === "max") largest(row, right - left, level, out, to);
-        else sums(row, right - left, level, out, to);
-      }
-    }
-    if (pooling === "mean" && level > 0) {
-      for (let row = 0; row < cells.rows; row++) {
-        const { from, to } = this.grid.queriesOf(level, cells.row + row);
-        for (let i = row * cells.columns; i < (row + 1) * cells.columns; i++) out[i]! /= to - from;
+      const ranges = Array.from({ length: Math.min(ROWS, last - top) }, (_, i) => this.#seen(head, top + i, left, right));
+      const seen = ranges.filter(({ from, to }) => from < to);
+      if (seen.length > 0) products.multiply(top, Math.min(...seen.map(({ from }) => from)), Math.max(...seen.map(({ to }) => to)), left);
+      for (const [i, { from, to }] of ranges.entries()) {
+        if (from < to) this.#fold(products, head, top, i, from, to, left, pooling);
+        const row = (top + i) >> level;
+        const whole = this.grid.queriesOf(level, row);
+        if (top + i + 1 < whole.to) continue;
+        const cell = (row - cells.row) * cells.columns;
+        pool(products.sums, right - left, level, pooling, whole.to - whole.from, out.subarray(cell, cell + cells.columns));
+        products.sums.fill(0, 0, right - left);
       }
     }
     return out;
   }
 
-  #numbers(head: number, factors: Factors): Unpacked {
+  /** The keys of a tile among which are all that a recorded row sees. */
+  #seen(head: number, row: number, left: number, right: number): Range {
+    if (this.#weights.lse(head, row) === -Infinity) return { from: right, to: right };
+    const range = this.layer.mask?.range?.(head, this.#weights.queryPosition(row));
+    return range ? { from: Math.max(left, range.from), to: Math.min(right, range.to) } : { from: left, to: right };
+  }
+
+  /** Takes the weights of one row of products into the sums. */
+  #fold(products: Products, head: number, top: number, row: number, from: number, to: number, left: number, pooling: Pooling): void {
+    const { layer } = this;
+    if ((!layer.mask || layer.mask.range) && !layer.bias && layer.softcap === null) {
+      products.fold(row, from - left, to - left, this.#weights.lse(head, top + row), pooling);
+      return;
+    }
+    const { scores, sums, unit } = products;
+    const query = this.#weights.queryPosition(top + row);
+    for (let key = from; key < to; key++) {
+      const at = key - left;
+      const weight = this.#weights.ofProduct(head, top + row, query, key, scores[row * products.stride + at]! * unit);
+      sums[at] = pooling === "max" ? Math.max(sums[at]!, weight) : sums[at]! + weight;
+    }
+  }
+
+  #numbers(head: number, factors: Factors): Products {
     const known = this.#unpacked.get(head);
     if (known) return known;
-    const { dims } = factors.q;
-    const steps = factors.steps.subarray(head * dims, (head + 1) * dims);
-    const made = { dims, queries: packed(factors.q, head, ROWS, steps), keys: packed(factors.k, head, COLUMNS, null) };
+    const { layer, grid } = this;
+    const highest = layer.blocks ? Math.log2(layer.blocks.side) - 1 : grid.top;
+    const made = this.arithmetic.open(factors, head, Math.min(layer.keyCount, TILE * 2 ** highest));
     if (this.#unpacked.size >= KEPT) this.#unpacked.delete(this.#unpacked.keys().next().value!);
     this.#unpacked.set(head, made);
     return made;
   }
 }
 
-/** [length / together, dims, together], the last ones filled up with zeros. */
-function packed(planes: Planes, head: number, together: number, steps: Float64Array | null): Float64Array {
-  const { dims, length } = planes;
-  const numbers = decodeHead(planes, head);
-  const out = new Float64Array(Math.ceil(length / together) * together * dims);
-  for (let dim = 0; dim < dims; dim++) {
-    const step = steps ? steps[dim]! : 1;
-    for (let i = 0; i < length; i++) {
-      const group = Math.floor(i / together);
-      out[(group * dims + dim) * together + (i - group * together)] = numbers[dim * length + i]! * step;
-    }
-  }
-  return out;
-}
-
-/** Inner products of ROWS queries with `groups` times COLUMNS keys, a row after the other. */
-function products({ dims, queries, keys }: Unpacked, queryGroup: number, keyGroup: number, groups: number, out: Float64Array): void {
-  const width = groups * COLUMNS;
-  const from = queryGroup * dims * ROWS;
-  for (let group = 0; group < groups; group++) {
-    let a = from;
-    let b = (keyGroup + group) * dims * COLUMNS;
-    let s00 = 0, s01 = 0, s10 = 0, s11 = 0, s20 = 0, s21 = 0, s30 = 0, s31 = 0;
-    for (let dim = 0; dim < dims; dim++, a += ROWS, b += COLUMNS) {
-      const k0 = keys[b]!;
-      const k1 = keys[b + 1]!;
-      const q0 = queries[a]!;
-      s00 += q0 * k0; s01 += q0 * k1;
-      const q1 = queries[a + 1]!;
-      s10 += q1 * k0; s11 += q1 * k1;
-      const q2 = queries[a + 2]!;
-      s20 += q2 * k0; s21 += q2 * k1;
-      const q3 = queries[a + 3]!;
-      s30 += q3 * k0; s31 += q3 * k1;
-    }
-    const at = group * COLUMNS;
-    out[at] = s00; out[at + 1] = s01;
-    out[width + at] = s10; out[width + at + 1] = s11;
-    out[2 * width + at] = s20; out[2 * width + at + 1] = s21;
-    out[3 * width + at] = s30; out[3 * width + at + 1] = s31;
-  }
-}
-
-function sums(weights: Float64Array, count: number, level: number, out: Float32Array, to: number): void {
+/** A row of cells from the weights of each key, added over `queries` or the largest of them. */
+function pool(weights: Products["sums"], count: number, level: number, pooling: Pooling, queries: number, out: Float32Array): void {
   const side = 2 ** level;
-  for (let from = 0; from < count; from += side, to++) {
-    let sum = 0;
-    for (let i = from; i < Math.min(from + side, count); i++) sum += weights[i]!;
-    out[to]! += sum;
-  }
-}
-
-function largest(weights: Float64Array, count: number, level: number, out: Float32Array, to: number): void {
-  for (let i = 0; i < count; i++) {
-    const cell = to + (i >> level);
-    if (weights[i]! > out[cell]!) out[cell] = weights[i]!;
+  for (let from = 0, cell = 0; from < count; from += side, cell++) {
+    const to = Math.min(from + side, count);
+    let found = 0;
+    if (pooling === "max") for (let i = from; i < to; i++) found = Math.max(found, weights[i]!);
+    else for (let i = from; i < to; i++) found += weights[i]! / queries;
+    out[cell] = found;
   }
 }
 

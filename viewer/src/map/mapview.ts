@@ -11,7 +11,7 @@ import { formatWeight } from "../tokens";
 import { MapBoard, type Pair, type Point, type Subject } from "./board";
 import { Grid, type Pooling } from "./grid";
 import { Legend } from "./legend";
-import { differencePainting, headPainting, type Look } from "./paintings";
+import { differencePainting, headPainting, type Colour, type Look } from "./paintings";
 import { linear, logarithmic, ranked, type Scale, type Shade } from "./shade";
 import type { Painted } from "./source";
 import type { Supply } from "./supply";
@@ -19,9 +19,6 @@ import type { Supply } from "./supply";
 const QUIET_MS = 250;
 /** Heads that are read out under the pointer. */
 const READ = 6;
-/** More, less: the first recording's weight beside the second's. */
-const SIGNED = { light: ["#0072b2", "#d55e00"], dark: ["#4aa8e8", "#f0813a"] } as const;
-
 export class MapView {
   readonly element: HTMLElement;
   readonly #boards = h("div", { class: "map-boards" });
@@ -106,15 +103,25 @@ export class MapView {
   }
 
   #subject(layer: Layer): Subject {
+    const { page } = this.store;
     return {
       grid: new Grid(layer.queryCount, layer.keyCount),
       label: `map of ${layer.queryCount} queries by ${layer.keyCount} keys: arrows move the chosen pair, plus and minus zoom, 0 shows the whole`,
+      written: {
+        row: this.#writtenFrom(layer),
+        key: page.texts[layer.keyText]!.prompt,
+      },
       keyName: (key) => ({ token: piecesOf(this.store, layer.keyText, key), position: key }),
       rowName: (row) => {
         const position = layer.queries?.[row] ?? row;
         return { token: piecesOf(this.store, layer.queryText, position), position };
       },
     };
+  }
+
+  #writtenFrom(layer: Layer): number | null {
+    const { prompt } = this.store.page.texts[layer.queryText]!;
+    return prompt === null ? null : rowFrom(layer, prompt);
   }
 
   #paint(state: State): void {
@@ -137,13 +144,13 @@ export class MapView {
     });
   }
 
-  /** Of the first chosen head that both have: signed colours of several would not be told apart. */
+  /** Blue more, orange less. Of the first chosen head that both have: signed colours of several would not be told apart. */
   #differences(first: Layer, second: Layer, state: State): Painted[] {
     const head = state.heads.find((one) => first.heads.includes(one) && second.heads.includes(one));
     if (head === undefined) return [];
-    const [more, less] = SIGNED[state.dark ? "dark" : "light"];
+    const [more, less] = [0, 1].map((place) => rgb(headColour(place, state.dark).css)) as [Colour, Colour];
     const place = first.heads.indexOf(head);
-    return [differencePainting({ layer: first.position, place }, { layer: second.position, place: second.heads.indexOf(head) }, [rgb(more), rgb(less)], this.#look(first, place, state))];
+    return [differencePainting({ layer: first.position, place }, { layer: second.position, place: second.heads.indexOf(head) }, [more, less], this.#look(first, place, state))];
   }
 
   #look(layer: Layer, place: number, { scale, pooling }: State): Look {
@@ -277,6 +284,13 @@ export class MapView {
     event.preventDefault();
     event.stopPropagation();
   }
+}
+
+/** The first recorded row at or after a position of the text; null where there is none. */
+function rowFrom(layer: Layer, position: number): number | null {
+  if (!layer.queries) return position < layer.queryCount ? position : null;
+  const row = layer.queries.findIndex((one) => one >= position);
+  return row < 0 ? null : row;
 }
 
 async function shadeOf(scale: Scale, supply: Supply, layer: Layer, place: number, grid: Grid, pooling: Pooling): Promise<Shade> {

@@ -5,7 +5,7 @@ import { paint, type Shade } from "./shade";
 import type { Painted } from "./source";
 import type { Supply } from "./supply";
 
-type Colour = readonly [number, number, number];
+export type Colour = readonly [number, number, number];
 
 /** A head's cells: its layer's place on the page and its own place in the layer. */
 export interface Head {

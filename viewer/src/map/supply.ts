@@ -3,9 +3,11 @@
 import { PageError } from "../data";
 import type { Page } from "../document";
 import { Grid, TILE, type Place, type Pooling } from "./grid";
-import type { Answer, Job, Order } from "./worker";
+import type { Answer, Job, Order, Told } from "./worker";
 
 export interface Supply {
+  /** What tiles are computed with: "simd", WebAssembly's vectors; "plain" JavaScript where they may not run; "remote", elsewhere. */
+  readonly arithmetic: Promise<Told["arithmetic"] | "remote">;
   /** A tile's cells, row by row: shares of attention or largest weights, each from 0 to 1. */
   tile(layer: number, head: number, place: Place, pooling: Pooling, signal: AbortSignal): Promise<Float32Array>;
   /** One cell's number, not rounded to be drawn. */
@@ -25,15 +27,21 @@ const MOST_WORKERS = 3;
 export class WorkerSupply implements Supply {
   readonly #workers: Worker[] = [];
   readonly #waiting = new Map<number, Waiting>();
+  readonly arithmetic: Promise<Told["arithmetic"]>;
   #next = 0;
+  #told: (name: Told["arithmetic"]) => void = () => {};
 
   /** `script` is the worker's own; `document` and `data` are what the page was read from. */
   constructor(script: string, document: string, data: ArrayBuffer) {
+    this.arithmetic = new Promise((resolve) => { this.#told = resolve; });
     const url = URL.createObjectURL(new Blob([script], { type: "text/javascript" }));
     const count = Math.max(1, Math.min(MOST_WORKERS, (navigator.hardwareConcurrency || 2) - 1));
     for (let i = 0; i < count; i++) {
       const worker = new Worker(url);
-      worker.onmessage = ({ data: answer }: MessageEvent<Answer>) => this.#answered(answer);
+      worker.onmessage = ({ data: answer }: MessageEvent<Answer | Told>) => {
+        if ("arithmetic" in answer) this.#told(answer.arithmetic);
+        else this.#answered(answer);
+      };
       worker.onerror = (event) => this.#failed(event.message);
       const copy = data.slice(0);
       worker.postMessage({ kind: "open", document, data: copy } satisfies Order, [copy]);
@@ -89,6 +97,7 @@ export type Ask = (path: string, parameters: Record<string, string>, signal: Abo
 
 /** Tiles of a page that is served: the server's means of cells, as shares of attention. */
 export class RemoteSupply implements Supply {
+  readonly arithmetic = Promise.resolve("remote" as const);
   readonly #grids: Grid[];
 
   constructor(readonly page: Page, readonly ask: Ask) {
@@ -144,6 +153,10 @@ export class RememberingSupply implements Supply {
       this.#bytes -= byteLength;
     }
     return cells;
+  }
+
+  get arithmetic(): Supply["arithmetic"] {
+    return this.inner.arithmetic;
   }
 
   cell(...asked: Parameters<Supply["cell"]>): Promise<number> {

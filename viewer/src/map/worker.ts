@@ -1,8 +1,10 @@
 // Beside the page: computes tiles while the page draws. Told what to make, and what is no longer wanted.
 
+import { fromBase64 } from "../data";
 import { parseDocument, readPage } from "../document";
 import type { Place, Pooling } from "./grid";
 import { TileMaker } from "./maker";
+import { plain, simd, type Arithmetic } from "./products";
 
 export interface TileJob {
   readonly kind: "tile";
@@ -26,11 +28,13 @@ export interface CellJob {
 
 export type Job = TileJob | CellJob;
 export type Order = Job | { readonly kind: "open"; readonly document: string; readonly data: ArrayBuffer } | { readonly kind: "drop"; readonly id: number };
+/** What a worker computes with is said once, before the first answer. */
+export type Told = { readonly arithmetic: Arithmetic["name"] };
 export type Answer = { readonly id: number; readonly cells: Float32Array } | { readonly id: number; readonly value: number } | { readonly id: number; readonly error: string };
 
 interface Scope {
   onmessage: ((event: MessageEvent<Order>) => void) | null;
-  postMessage(answer: Answer, transfer?: Transferable[]): void;
+  postMessage(answer: Answer | Told, transfer?: Transferable[]): void;
 }
 
 const scope = globalThis as unknown as Scope;
@@ -67,7 +71,11 @@ function work(): void {
 }
 
 scope.onmessage = ({ data: order }) => {
-  if (order.kind === "open") makers = readPage(parseDocument(order.document), order.data).layers.map((layer) => new TileMaker(layer));
+  if (order.kind === "open") {
+    const arithmetic = simd(fromBase64(PRODUCTS_MODULE)) ?? plain;
+    scope.postMessage({ arithmetic: arithmetic.name });
+    makers = readPage(parseDocument(order.document), order.data).layers.map((layer) => new TileMaker(layer, arithmetic));
+  }
   else if (order.kind === "drop") waiting.delete(order.id);
   else {
     waiting.set(order.id, order);
