@@ -11,7 +11,7 @@ import { formatWeight } from "../tokens";
 import { MapBoard, type Pair, type Point, type Subject } from "./board";
 import { Grid, type Pooling } from "./grid";
 import { Legend } from "./legend";
-import { differencePainting, headPainting, type Colour, type Look } from "./paintings";
+import { differencePainting, headPainting, type Look } from "./paintings";
 import { linear, logarithmic, ranked, type Scale, type Shade } from "./shade";
 import type { Painted } from "./source";
 import type { Supply } from "./supply";
@@ -148,9 +148,9 @@ export class MapView {
   #differences(first: Layer, second: Layer, state: State): Painted[] {
     const head = state.heads.find((one) => first.heads.includes(one) && second.heads.includes(one));
     if (head === undefined) return [];
-    const [more, less] = [0, 1].map((place) => rgb(headColour(place, state.dark).css)) as [Colour, Colour];
+    const colour = (place: number) => rgb(headColour(place, state.dark).css);
     const place = first.heads.indexOf(head);
-    return [differencePainting({ layer: first.position, place }, { layer: second.position, place: second.heads.indexOf(head) }, [more, less], this.#look(first, place, state))];
+    return [differencePainting({ layer: first.position, place }, { layer: second.position, place: second.heads.indexOf(head) }, [colour(0), colour(1)], this.#look(first, place, state))];
   }
 
   #look(layer: Layer, place: number, { scale, pooling }: State): Look {

@@ -5,7 +5,7 @@ import { paint, type Shade } from "./shade";
 import type { Painted } from "./source";
 import type { Supply } from "./supply";
 
-export type Colour = readonly [number, number, number];
+type Colour = readonly [number, number, number];
 
 /** A head's cells: its layer's place on the page and its own place in the layer. */
 export interface Head {
