@@ -96,7 +96,7 @@ def test_maps_are_recorded_for_what_is_kept_or_served(demo, monkeypatch, options
 
     asked, real = [], text.read
     monkeypatch.setattr(text, "read", lambda *given, **named: asked.append(named["maps"]) or real(*given, **named))
-    monkeypatch.setattr(Site, "run", lambda site: None)
+    monkeypatch.setattr(Site, "run", Site.close)
     assert run("view", "A word.", "--no-open", "--layers", "0", *options).exit_code == 0
     assert asked == [maps]
 

@@ -7,8 +7,9 @@ import torch
 
 from multihead import cli
 from multihead.errors import SourceError
-from multihead.image import load_model, read
+from multihead.image import PATCHES, load_model, read
 from multihead.recording import load
+from multihead.view import Picture, page
 from tests.test_cli import run
 from tests.view.reader import Page
 
@@ -32,18 +33,21 @@ def model_of(name, **options):
     )
 
 
-SQUASHED = ("ViT", {"size": {"height": 48, "width": 48}})
-CROPPED = ("CLIP", {"size": {"shortest_edge": 48}, "crop_size": {"height": 48, "width": 48}})
-MARGIN = ("Bit", {"size": {"shortest_edge": 57}, "crop_size": {"height": 48, "width": 48}})
+EDGE = {"height": 48, "width": 48}
+SQUASHED = ("ViT", {"size": EDGE})
+SHRUNK = ("DeiT", {"size": {"height": 56, "width": 56}, "crop_size": EDGE})
+CROPPED = ("CLIP", {"size": {"shortest_edge": 48}, "crop_size": EDGE})
+MARGIN = ("Bit", {"size": {"shortest_edge": 57}, "crop_size": EDGE})
+REGISTERS = ["[CLS]", "[REG1]", "[REG2]", "[REG3]"]
 FAMILIES = {
     "ViT": (model_of("ViT"), SQUASHED, ["[CLS]"]),
-    "DeiT": (model_of("DeiT"), ("DeiT", {"size": {"height": 56, "width": 56}, "crop_size": {"height": 48, "width": 48}}), ["[CLS]", "[DIST]"]),
+    "DeiT": (model_of("DeiT"), SHRUNK, ["[CLS]", "[DIST]"]),
     "DINOv2": (model_of("Dinov2"), MARGIN, ["[CLS]"]),
-    "DINOv2 with registers": (model_of("Dinov2WithRegisters", num_register_tokens=3), MARGIN, ["[CLS]", "[REG1]", "[REG2]", "[REG3]"]),
+    "DINOv2 with registers": (model_of("Dinov2WithRegisters", num_register_tokens=3), MARGIN, REGISTERS),
     "CLIP": (clip, CROPPED, ["[CLS]"]),
     "CLIP's vision part": (model_of("CLIPVision"), CROPPED, ["[CLS]"]),
-    "SigLIP's vision part": (model_of("SiglipVision"), ("Siglip", {"size": {"height": 48, "width": 48}}), []),
-}  # fmt: skip
+    "SigLIP's vision part": (model_of("SiglipVision"), ("Siglip", {"size": EDGE}), []),
+}
 
 
 def saved(folder, family):
@@ -79,7 +83,7 @@ def test_every_head_over_every_patch(family, tmp_path, china):
     seen = read(china, model)
     before = FAMILIES[family][2]
     assert (seen.grid, seen.first) == ((6, 6), len(before))
-    (tokens,) = seen.recording.texts["text"]
+    (tokens,) = seen.recording.texts[PATCHES]
     assert list(tokens[: seen.first]) == before
     assert list(tokens[seen.first :]) == [f"r{row}c{column}" for row in range(6) for column in range(6)]
     pixels = model.processor(Image.fromarray(china), return_tensors="pt")["pixel_values"]
@@ -104,7 +108,7 @@ def test_the_picture_is_what_the_model_saw(family, tmp_path, china):
     raw = model.processor(Image.fromarray(china), do_normalize=False, do_rescale=False, return_tensors="np")
     shown = raw["pixel_values"][0].transpose(1, 2, 0).astype(float)
     error = np.abs(as_pixels(seen.image) - shown).mean()
-    assert error < 9
+    assert error < 12
     # the whole photograph is something else where the processor crops; one that is shifted by a patch always is
     if family != "ViT":
         assert np.abs(as_pixels(Image.fromarray(china)) - shown).mean() > 2 * error
@@ -123,8 +127,20 @@ def test_some_layers_heads_and_queries(vit, china):
     assert (layer.index, sorted(layer.heads), list(layer.queries)) == (1, [0, 2], [0, 9])
     whole = read(china, load_model(vit)).recording.rows(1, [0, 9], heads=[2])
     torch.testing.assert_close(seen.recording.rows(1, [0, 9], heads=[2]), whole)
-    with pytest.raises(ValueError, match="7"):
+    with pytest.raises(ValueError, match="layers 7 out of range"):
         read(china, load_model(vit), layers=[7])
+
+
+def test_a_learned_query_that_pools_is_no_patch(tmp_path, china):
+    saved(tmp_path, "SigLIP's vision part")
+    seen = read(china, load_model(tmp_path))
+    pooling = seen.recording.layers[-1]
+    assert (pooling.query_text, pooling.key_text, pooling.sizes.queries) == ("pooling", PATCHES, 1)
+    assert seen.recording.texts["pooling"] == [["[PROBE0]"]]
+    assert seen.recording.rows(pooling.index, [0]).sum(-1).allclose(torch.ones(3, 1))
+    document = Page(page(seen.recording, pictures={PATCHES: Picture(seen.image, seen.grid, seen.first)})).document
+    assert [text["name"] for text in document["texts"]] == [PATCHES, "pooling"]
+    assert document["start"]["text"] == 1
 
 
 def test_a_model_that_has_no_grid_is_refused(tmp_path, china):
@@ -140,20 +156,20 @@ def test_a_model_that_has_no_grid_is_refused(tmp_path, china):
 def test_another_size_than_the_models_is_refused(tmp_path, china):
     saved(tmp_path, "ViT")
     transformers.ViTImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
-    with pytest.raises(SourceError, match="cannot look at what its image processor gives: .*64"):
+    with pytest.raises(SourceError, match=r"cannot look at what its image processor gives: .*64"):
         read(china, load_model(tmp_path))
 
 
 def test_models_that_are_none_are_refused(tmp_path, vit):
-    with pytest.raises(SourceError, match="holds no vision model: it has no config.json"):
+    with pytest.raises(SourceError, match=r"holds no vision model: it has no config\.json"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_bytes((vit / "config.json").read_bytes())
     with pytest.raises(SourceError, match=r"no preprocessor_config\.json or processor_config\.json"):
         load_model(tmp_path)
-    with pytest.raises(SourceError, match="there is no model folder './nowhere'"):
+    with pytest.raises(SourceError, match=r"there is no model folder '\./nowhere'"):
         load_model("./nowhere")
     (tmp_path / "preprocessor_config.json").write_bytes((vit / "preprocessor_config.json").read_bytes())
-    with pytest.raises(SourceError, match="the vision model .* cannot be opened"):
+    with pytest.raises(SourceError, match=r"the vision model .* cannot be opened"):
         load_model(tmp_path)
 
 
@@ -166,7 +182,8 @@ def test_a_model_of_words_is_no_vision_model(tmp_path, vit):
 
 
 @pytest.mark.parametrize(
-    ("package", "words"), [("PIL", "Pillow.*multihead\\[pictures\\]"), ("transformers", "multihead\\[hf\\]")]
+    ("package", "words"),
+    [("PIL", "Pillow.*multihead\\[pictures\\]"), ("transformers", "transformers.*multihead\\[hf\\]")],
 )
 def test_a_missing_package_is_named(package, words, monkeypatch, vit):
     monkeypatch.setitem(sys.modules, package, None)

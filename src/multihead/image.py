@@ -15,7 +15,7 @@ from multihead.errors import SourceError
 from multihead.hub import first_sentence, from_hub, quiet_transformers
 from multihead.lens import observe
 from multihead.pixels import LARGEST_SIDE, as_picture, patch_names
-from multihead.recording import Recording
+from multihead.recording import Layer, Recording
 from multihead.version import __version__
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageModel", "Seen", "load_model", "read"]
 
+PATCHES = "text"
+"""The text whose tokens are the patches."""
+
+_PROBE = "pooling"
 _CELLS = 48
 _OTHERWISE = "name a folder that holds a vision model, or one of the Hugging Face hub"
 _DISTILLED = "deit"
@@ -44,9 +48,9 @@ class Seen:
     """What a model saw, and its attention over it."""
 
     recording: Recording
-    """Its tokens are named: ``[CLS]``, and ``r3c5`` for the patch in row 3 and column 5."""
+    """Its text is ``PATCHES``, with named tokens: ``[CLS]``, and ``r3c5`` for the patch in row 3 and column 5."""
     image: "Image"
-    """As the model saw it, cropped as its processor crops, at most 1024 pixels a side."""
+    """As the model saw it, cropped as its processor crops but for half a pixel of its own, at most 1024 a side."""
     grid: tuple[int, int]
     """Rows and columns of patches."""
     first: int
@@ -118,8 +122,12 @@ def read(
     if first == 2 and model.model.config.model_type == _DISTILLED:
         names[1] = "[DIST]"
     told = {"patches": f"{grid[0]} × {grid[1]}, after {first} other tokens"}
-    provenance = {**recording.provenance, **model.provenance, **told}
-    named = replace(recording, texts={name: [names] for name in recording.texts}, provenance=provenance)
+    named = replace(
+        recording,
+        layers=tuple(_over_patches(layer) for layer in recording.layers),
+        texts={PATCHES: [names], **_probes(recording)},
+        provenance={**recording.provenance, **model.provenance, **told},
+    )
     return Seen(named, _as_seen(picture, model.processor, pixels), grid, first)
 
 
@@ -127,10 +135,30 @@ def _look(model: ImageModel, pixels: Tensor) -> None:
     try:
         model.model(pixel_values=pixels)
     except ValueError as error:
+        if not _raised_by_transformers(error):
+            raise
         # pictures of another size than the model was made for
         raise SourceError(
             f"{model.name} cannot look at what its image processor gives: {first_sentence(error)}"
         ) from error
+
+
+def _raised_by_transformers(error: Exception) -> bool:
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith("transformers.")
+
+
+def _over_patches(layer: Layer) -> Layer:
+    """A layer with the names of its texts; a learned query that pools all patches is none of them."""
+    pools = layer.sizes.queries != layer.sizes.keys
+    return replace(layer, query_text=_PROBE if pools else PATCHES, key_text=PATCHES)
+
+
+def _probes(recording: Recording) -> dict[str, list[list[str]]]:
+    counts = [layer.sizes.queries for layer in recording.layers if layer.sizes.queries != layer.sizes.keys]
+    return {_PROBE: [[f"[PROBE{place}]" for place in range(counts[0])]]} if counts else {}
 
 
 def _grid(model: ImageModel, pixels: Tensor) -> tuple[int, int]:
@@ -147,7 +175,7 @@ def _grid(model: ImageModel, pixels: Tensor) -> tuple[int, int]:
 def _tokens_before(recording: Recording, grid: tuple[int, int], model: ImageModel) -> int:
     """Tokens before the patches, the same in every layer."""
     patches = grid[0] * grid[1]
-    lengths = {length for layer in recording.layers for length in (layer.sizes.queries, layer.sizes.keys)}
+    lengths = {layer.sizes.keys for layer in recording.layers}
     first = min(lengths, default=0) - patches
     if len(lengths) != 1 or first < 0:
         raise SourceError(

@@ -112,6 +112,11 @@ class Notebook:
                 quiet = time.monotonic()
             self.tab.wait_for_timeout(20)
 
+    def press(self, key: str) -> None:
+        """Press a key with the frame in focus."""
+        self.frame.locator(".mark-name").click()
+        self.tab.keyboard.press(key)
+
     def unanswered(self, enough) -> list[dict]:
         """What is asked until it is enough, without an answer."""
         found, end = self.asked(), time.monotonic() + 40
@@ -210,8 +215,7 @@ def test_a_whole_page_needs_no_kernel(notebook, recording, exact):
 def test_what_is_chosen_is_kept_by_the_widget(notebook, recording, whole):
     one = notebook(recording, whole=whole, state="#layer=0&heads=2&text=0&token=40&view=text")
     assert (one.state()["token"], one.state()["heads"], one.state()["view"]) == (40, [2], "text")
-    one.frame.press("body", "ArrowRight")
-    print("DEBUG", one.state(), one.saved, one.frame.evaluate("name + document.activeElement.tagName"), one.tab.evaluate("traits.state"))
+    one.press("ArrowRight")
     one.until(lambda: one.saved and "token=41" in one.saved[-1])
     assert one.saved[-1].startswith("#layer=0&heads=2&text=0&token=41&view=text")
 
@@ -268,7 +272,7 @@ def test_questions_that_nobody_waits_for_are_taken_back(notebook, recording, exa
     one = notebook(recording, start=START)
     first = one.unanswered(lambda found: len(found) >= 3)
     assert {question["kind"] for question in first} == {"ask"}
-    one.frame.press("body", "ArrowRight")
+    one.press("ArrowRight")
     later = one.unanswered(lambda found: len([q for q in found if q["kind"] == "ask"]) >= 3)
     assert {q["id"] for q in later if q["kind"] == "drop"} == {q["id"] for q in first}
     # answers to what was taken back change nothing
@@ -301,7 +305,7 @@ def test_a_kernel_that_is_busy_or_gone_is_told(notebook, recording):
     assert one.notice() is None
 
     one.tab.evaluate("dead = true")
-    one.frame.press("body", "ArrowRight")
+    one.press("ArrowRight")
     one.until(lambda: one.notice() is not None)
     assert one.notice() == "The kernel is gone: run the cell again."
 
@@ -320,7 +324,7 @@ def test_the_frame_is_a_place_of_its_own(notebook, recording):
     assert one.tab.locator("#cell iframe").get_attribute("sandbox") == "allow-scripts"
     reach = "(() => { try { return String(parent.document); } catch (error) { return error.name; } })()"
     assert one.frame.evaluate(reach) == "SecurityError"
-    one.frame.press("body", "ArrowRight")
+    one.press("ArrowRight")
     assert one.state()["token"] == 121
     assert one.tab.evaluate("keys") == []
     one.tab.keyboard.press("Tab")

@@ -583,7 +583,12 @@ def test_the_command(saved, options):
 def served(monkeypatch):
     """What the command would have served."""
     found = []
-    monkeypatch.setattr(Site, "run", lambda self: found.append(self._opening()))
+
+    def run(site):
+        site.close()
+        found.append(site._opening())
+
+    monkeypatch.setattr(Site, "run", run)
     return found
 
 

@@ -88,7 +88,7 @@ class Source:
 
     def _look(self, image: Path, say: Callable[[str], None]) -> "Recording":
         """Run a vision model on a picture."""
-        from multihead.image import load_model, read
+        from multihead.image import PATCHES, load_model, read
         from multihead.pixels import as_picture
         from multihead.view.pictures import Picture
 
@@ -97,7 +97,7 @@ class Source:
         model = load_model(self.model or "")
         say("looking at the picture")
         seen = read(picture, model, layers=self.layers, heads=self.heads)
-        self.pictures = {name: Picture(seen.image, seen.grid, seen.first) for name in seen.recording.texts}
+        self.pictures = {PATCHES: Picture(seen.image, seen.grid, seen.first)}
         return seen.recording
 
     def keep(self, recording: "Recording") -> None:
