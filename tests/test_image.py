@@ -1,3 +1,4 @@
+import importlib.util
 import re
 import sys
 
@@ -153,6 +154,16 @@ def test_a_model_that_has_no_grid_is_refused(tmp_path, china):
         read(china, load_model(tmp_path))
 
 
+def test_a_processor_that_pillow_cannot_run_is_refused(tmp_path, vit):
+    if importlib.util.find_spec("torchvision"):
+        pytest.skip("torchvision is installed, so every processor runs")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((vit / name).read_bytes())
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "DINOv3ViTImageProcessorFast"}')
+    with pytest.raises(SourceError, match="does not run on Pillow alone: pip install torchvision"):
+        load_model(tmp_path)
+
+
 def test_another_size_than_the_models_is_refused(tmp_path, china):
     saved(tmp_path, "ViT")
     transformers.ViTImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
@@ -251,6 +262,15 @@ def test_the_command_refuses(photograph, arguments, sentence):
 def test_the_command_looks_into_no_pipe(photograph, vit):
     told = run("view", "--image", photograph, "--model", vit, "--output", "page.html", stdin="words of a pipe")
     assert told.exit_code == 0, told.output
+
+
+def test_the_command_serves_the_picture(photograph, vit, monkeypatch):
+    served = []
+    monkeypatch.setattr("multihead.cli.serving.Door.serve", lambda door, *given: served.append(given))
+    told = run("view", "--image", photograph, "--model", vit, "--serve")
+    assert told.exit_code == 0, told.output
+    ((recording, token, pictures),) = served
+    assert (token(recording), pictures[PATCHES].grid) == (0, (6, 6))
 
 
 def test_help_knows_pictures():

@@ -123,7 +123,7 @@ def test_long_texts_are_recorded_with_the_blocks_of_maps(demo, monkeypatch):
     monkeypatch.setattr("multihead.recording.maps.BLOCKS", 16)
     found = read(DEFAULT_SENTENCE, demo, layers=[0], maps=True).layers[0].statistics
     assert found.block_size.tolist() == [2, 2]
-    assert found.blocks.shape == found.block_peaks.shape == (1, 12, 16, 16)
+    assert found.blocks.shape == found.block_peaks.shape == (1, 12, 14, 14)
     plain = read(DEFAULT_SENTENCE, demo, layers=[0]).layers[0].statistics
     assert plain.block_peaks is None
     assert plain.block_size.tolist() == [1, 1]

@@ -119,7 +119,8 @@ def read(
     recording = seen.recording()
     first = _tokens_before(recording, grid, model)
     names = patch_names(grid, first)
-    if first == 2 and model.model.config.model_type == _DISTILLED:
+    config: Any = model.model.config
+    if first == 2 and config.model_type == _DISTILLED:
         names[1] = "[DIST]"
     told = {"patches": f"{grid[0]} × {grid[1]}, after {first} other tokens"}
     named = replace(
@@ -223,7 +224,11 @@ def _loaded(source: str | Path, name: str, *, local: bool) -> ImageModel:
         with quiet_transformers():
             processor = transformers.AutoImageProcessor.from_pretrained(source, backend="pil", **options)
             whole = transformers.AutoModel.from_pretrained(source, attn_implementation="sdpa", **options)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except ImportError as error:
+        raise SourceError(
+            f"the image processor of {name!r} does not run on Pillow alone: pip install torchvision, which it needs."
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise SourceError(f"the vision model {name!r} cannot be opened: {first_sentence(error)}") from error
     model = getattr(whole, "vision_model", whole).eval()
     if getattr(model, "main_input_name", None) != "pixel_values":

@@ -11,6 +11,7 @@ from PIL import Image
 from multihead import masks
 from multihead.recording import PROMPT_TOKENS
 from multihead.view.comparison import comparison
+from multihead.view.page import page, write_page
 from tests.view.made import layer_of, made_call, recording_of, true_weights
 from tests.view.test_browser import chromium, opened  # noqa: F401
 
@@ -60,6 +61,27 @@ def test_200_cells_at_every_depth_are_the_formulas(opened):  # noqa: F811
         assert found == pytest.approx(cell_of(weights[head], level, row, column, pooling), abs=1e-5 * 2**level)
     with pytest.raises(AssertionError):
         assert asked(shown, 0, 0, 300, 299, "mean") == pytest.approx(weights[1, 300, 299], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["simd", "plain"])
+def test_tiles_are_computed_by_vectors_where_they_may_run_and_else_plainly(opened, kind):  # noqa: F811
+    call = made_call(queries=521, keys=521, heads=2, dim=7, spread=2.0, mask=masks.causal())
+    html = page(recording_of(layer_of(call)))
+    assert html.count(" 'wasm-unsafe-eval'") == 1
+    shown = opened(html if kind == "simd" else html.replace(" 'wasm-unsafe-eval'", "")).ready()
+    weights = true_weights(call)
+    assert shown.tab.evaluate("multihead.tiles") == kind
+    for level, y, x in ((0, 2, 0), (1, 1, 0), (1, 0, 1), (2, 0, 0)):
+        cells = -(-521 // 2**level)
+        width = min(256, cells - 256 * x)
+        for pooling in ("mean", "max"):
+            drawn = tile(shown, 1, level, y, x, pooling).reshape(-1, width)
+            for row in (0, len(drawn) // 2, len(drawn) - 1):
+                for column in (0, width // 3, width - 1):
+                    exact = cell_of(weights[1], level, 256 * y + row, 256 * x + column, pooling)
+                    assert drawn[row, column] == pytest.approx(exact, abs=1e-5 * 2**level)
+    # the browser says of itself that the policy forbade what was tried
+    shown.complaints[:] = [one for one in shown.complaints if "WebAssembly" not in one and "wasm" not in one]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])
@@ -162,8 +184,6 @@ def test_what_is_painted_grows_with_the_weight(opened):  # noqa: F811
 
 
 def test_fingers_pin_and_pinch(chromium, tmp_path):  # noqa: F811
-    from multihead.view.page import write_page
-
     path = write_page(recording_of(layer_of(made_call(queries=20, keys=20))), tmp_path / "touch.html")
     context = chromium.new_context(viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True, offline=True)
     tab = context.new_page()

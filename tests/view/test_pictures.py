@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from multihead.recording import Recording, load
 from multihead.view import Frames, Picture, page, write_page
@@ -14,6 +15,10 @@ from tests.view.made import layer_of, made_call, recording_of
 from tests.view.reader import Elements, Page
 
 Image = pytest.importorskip("PIL.Image")
+
+
+SAYS = {"picture", "seconds_per_frame", "spectrogram"}
+"""What a text that is no words says in the document."""
 
 
 def noise(height=7, width=11):
@@ -47,7 +52,7 @@ def test_the_document_carries_the_picture():
 
 
 def test_a_page_without_pictures_says_nothing_of_them():
-    assert set(Page(page(seeing())).document["texts"][0]) == {"name", "tokens"}
+    assert not SAYS & set(Page(page(seeing())).document["texts"][0])
 
 
 def test_the_policy_lets_pictures_of_the_page_in_and_no_others():
@@ -69,7 +74,8 @@ def test_frames_are_named_by_their_time():
     assert source["tokens"][:3] == ["0.00 s", "0.02 s", "0.04 s"]
     assert source["seconds_per_frame"] == 0.02
     assert source["spectrogram"]["size"] == [34, 9]
-    assert target == {"name": "target", "tokens": ["a", "b", "c", "d", "e"]}
+    assert target["tokens"] == ["a", "b", "c", "d", "e"]
+    assert not SAYS & set(target)
     (_, plain) = Page(page(hearing(), pictures={"source": Frames(0.02)})).document["texts"]
     assert "spectrogram" not in plain
 
@@ -191,3 +197,26 @@ def test_a_recording_stays_as_it_was(tmp_path):
     page(recording, pictures={"text": Picture(noise(), (3, 4))})
     recording.save(tmp_path / "run.safetensors")
     assert load(tmp_path / "run.safetensors").texts["text"][0][:2] == ["0", "1"]
+
+
+def test_whispers_words_over_the_time():
+    from multihead import observe
+    from tests.lens.families import speech, whisper
+
+    inputs = {name: tensor[:1] for name, tensor in speech().items()}
+    model = whisper()
+    with torch.no_grad(), observe(model) as seen:
+        model(**inputs)
+    recording = seen.recording(tokens=["<s>", "the", "boat", "left", "."])
+    read = Page(page(recording, pictures={"source": Frames(0.02, inputs["input_features"][0].numpy())}, item=0))
+    by_name = {text["name"]: text for text in read.document["texts"]}
+    assert by_name["source"]["tokens"][-1] == "0.24 s"
+    assert by_name["source"]["spectrogram"]["size"] == [26, 7]
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = model(**inputs, output_attentions=True).cross_attentions
+    crossing = [layer for layer in read.document["layers"] if layer["query_text"] != layer["key_text"]]
+    assert len(crossing) == len(expected) == 2
+    for layer, weights in zip(crossing, expected, strict=True):
+        assert layer["keys"] == 13
+        np.testing.assert_allclose(read.weights(layer), weights[0], atol=1e-5)

@@ -214,7 +214,7 @@ def test_a_closed_lane_answers_nobody(lane):
             await waits
         with pytest.raises(Stopped):
             await one.answer("other", run, here)
-        assert not one._thread.is_alive()
+        assert not any(thread.is_alive() for thread in one._threads)
 
     asyncio.run(main())
 

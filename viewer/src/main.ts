@@ -78,8 +78,11 @@ function followFocus(store: Store, show: (partners: Parameters<Relations["show"]
 
 function build(page: Page, root: HTMLElement, supply: () => Supply, ask: Ask | null, kernel: Kernel | null, address: Address): Store {
   const theme = new Theme(root);
+  if (page.recordings) root.dataset["compared"] = "";
   const asked: Partial<State> = { ...fromStart(page, page.start), ...fromHash(page, address.read()), dark: theme.dark };
   const store = new Store(page, asked);
+  // Before the views, which measure themselves.
+  store.subscribe((state) => { root.dataset["view"] = state.view; });
   theme.onchange = (dark) => store.update({ dark });
   const notice = h("p", { class: "notice", role: "alert", hidden: true });
   if (ask) {
@@ -133,8 +136,6 @@ function build(page: Page, root: HTMLElement, supply: () => Supply, ask: Ask | n
     h("section", { class: "stage", "aria-label": "One layer over the text" }, toolbar.element, ladder.element, text.element, map.element, picture.element),
     panel.element,
     h("section", { class: "atlas", "aria-label": "All layers and heads" }, h("h2", {}, "All layers and heads"), overview.sorting.element, overview.element, caption, relations.element));
-  if (page.recordings) main.dataset["compared"] = "";
-  store.subscribe((state) => { main.dataset["view"] = state.view; });
   root.replaceChildren(
     header(page, search, () => theme.turn(), () => help.showModal()), notice,
     main,

@@ -33,7 +33,16 @@ function render({ model, el }: { model: Model; el: HTMLElement }): () => void {
   Object.assign(page.style, { display: "block", width: "100%", height: "100%", border: "0" });
 
   const tell = (message: ToPage, move: Transferable[] = []) => page.contentWindow?.postMessage(message, "*", move);
-  const drop = (id: number) => { if (asked.delete(id)) model.send({ kind: "drop", id }); };
+  // A model whose kernel has ended may refuse.
+  const send = (content: unknown): boolean => {
+    try {
+      model.send(content);
+      return true;
+    } catch {
+      return false;
+    }
+  };
+  const drop = (id: number) => { if (asked.delete(id)) send({ kind: "drop", id }); };
   const dropAll = () => asked.forEach(drop);
 
   const fromPage = ({ source, data }: MessageEvent<FromPage | null>) => {
@@ -44,13 +53,9 @@ function render({ model, el }: { model: Model; el: HTMLElement }): () => void {
       model.set("state", known);
       model.save_changes();
     } else if (data.multihead === "ask" && Number.isSafeInteger(data.id)) {
-      asked.add(data.id);
-      try {
-        model.send({ kind: "ask", id: data.id, name: data.name, parameters: data.parameters });
-      } catch {
-        asked.delete(data.id);
-        tell({ multihead: "answer", id: data.id, error: "The kernel is gone: run the cell again." });
-      }
+      const { id, name, parameters } = data;
+      if (send({ kind: "ask", id, name, parameters })) asked.add(id);
+      else tell({ multihead: "answer", id, error: "The kernel is gone: run the cell again." });
     } else if (data.multihead === "drop" && Number.isSafeInteger(data.id)) drop(data.id);
   };
   const fromKernel = ({ id, error }: Answer, [bytes]: readonly DataView<ArrayBuffer>[]) => {

@@ -73,7 +73,9 @@ class Seen:
 
 
 def _device(layer: Layer) -> torch.device:
-    known = next(iter(layer.statistics.named().values()), layer.q)
+    # q is read from its file where it is asked for
+    known = next(iter(layer.statistics.named().values()), None)
+    known = layer.q if known is None else known
     return torch.device("cpu") if known is None else known.device
 
 

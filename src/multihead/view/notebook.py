@@ -86,7 +86,7 @@ def widget(
     made = _widget_class()
     if fits(recording, item=item, most=WHOLE_PAGE):
         text = page(recording, start=start, item=item, title=title, pictures=pictures)
-        return made(text, None, height)
+        return made(repr(recording), text, None, height)
     served = Served(
         recording,
         item=item,
@@ -96,7 +96,7 @@ def widget(
         pictures=pictures,
         kind="frame",
     )
-    return made(html_of(served.document, Data()), served, height)
+    return made(repr(recording), html_of(served.document, Data()), served, height)
 
 
 def shown_in_notebook(recording: Recording) -> tuple[dict[str, object], dict[str, object]]:
@@ -110,19 +110,13 @@ def shown_in_notebook(recording: Recording) -> tuple[dict[str, object], dict[str
     kernel = getattr(shell, "kernel", None) is not None
     if shell is not None and not kernel:
         return {"text/plain": told}, {}
-    data: dict[str, object] = {}
-    metadata: dict[str, object] = {}
-    text: str | None = None
     try:
         if kernel and find_spec("anywidget") is not None:
-            view = widget(recording)
-            data, metadata = view._repr_mimebundle_()
-            text = view.page if view.answers is None else None
-        elif fits(recording, most=SAVED_PAGE):
-            text = page(recording)
+            return widget(recording)._repr_mimebundle_()
+        text = page(recording) if fits(recording, most=SAVED_PAGE) else None
     except (ValueError, RecordingError, SourceError) as error:
         return {"text/plain": told, "text/html": _said(told, f"There is no page of it: {error}")}, {}
-    return data | {"text/plain": told, "text/html": _static(told, text)}, metadata
+    return {"text/plain": told, "text/html": _static(told, text)}, {}
 
 
 def _static(told: str, text: str | None) -> str:
@@ -256,12 +250,18 @@ def _widget_class() -> "type[Any]":
         state = traitlets.Unicode().tag(sync=True)
         height = traitlets.Int(min=1).tag(sync=True)
 
-        def __init__(self, text: str, served: Served | None, height: int) -> None:
+        def __init__(self, told: str, text: str, served: Served | None, height: int) -> None:
+            self._told = told
             # before the widget is there, so that the page is sent once
             self.set_trait("page", text)
             super().__init__(height=height)
             self.answers = None if served is None else Answers(served, self.send)
             self.on_msg(self._received)
+
+        def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, object], dict[str, object]]:
+            data, metadata = super()._repr_mimebundle_()
+            saved = _static(self._told, self.page if self.answers is None else None)
+            return {**data, "text/plain": self._told, "text/html": saved}, metadata
 
         def _received(self, _: object, content: object, buffers: object) -> None:  # noqa: ARG002
             if self.answers is not None:

@@ -53,6 +53,9 @@ OVERVIEW_WEIGHTS = 1 << 29
 EAGER_ROWS = 1 << 20
 """Queries and keys of all heads, up to which they are read at the start to find what tells most: some 256 MB."""
 
+TILE_WORKERS = 2
+"""Tiles that are computed at once; a page asks for several."""
+
 ANSWER_BYTES = 1 << 26
 """Bytes of the largest answer."""
 
@@ -121,12 +124,12 @@ class Served:
         self.document = self._described(title, kind)
         self._page = _SHELL.format(title=title_in_html(self.document), document=json_in_html(self.document)).encode()
         memory = Memory(CACHE_BYTES)
-        # tiles have all cores; what runs beside them must not fight for these
-        every = torch.get_num_threads()
+        # a core for each piece of work: threads of one operation that wait for each other lose all on a busy machine
+        begin = partial(_on_cores, 1, torch.get_num_threads())
         self._tiles, self._lines, self._blocks = (
-            Lane(memory, begin=partial(_on_cores, every, every)),
-            Lane(memory, begin=partial(_on_cores, 1, every)),
-            Lane(finishes=True, begin=partial(_on_cores, 1, every)),
+            Lane(memory, workers=TILE_WORKERS, begin=begin),
+            Lane(memory, begin=begin),
+            Lane(finishes=True, begin=begin),
         )
 
     def _described(self, title: str | None, kind: str) -> Node:

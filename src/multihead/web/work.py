@@ -60,24 +60,31 @@ class _Job:
 
 
 class Lane:
-    """A thread that takes the newest job first, also between two pieces of an older one.
+    """Threads that take the newest job first, also between two pieces of an older one.
 
     Args:
         memory: where answers are kept; None: nowhere.
+        workers: how many threads.
         finishes: whether work that was begun is brought to its end, whoever leaves and whatever else is asked for.
-        begin: called once in the thread.
+        begin: called once in each thread.
     """
 
     def __init__(
-        self, memory: Memory | None = None, *, finishes: bool = False, begin: Callable[[], None] | None = None
+        self,
+        memory: Memory | None = None,
+        *,
+        workers: int = 1,
+        finishes: bool = False,
+        begin: Callable[[], None] | None = None,
     ) -> None:
         self._memory, self._finishes, self._begin = memory, finishes, begin
         self._waiting: list[_Job] = []
         self._known: dict[Hashable, _Job] = {}
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
+        for thread in self._threads:
+            thread.start()
 
     async def answer(self, key: Hashable, run: Run, gone: Callable[[], Awaitable[bool]]) -> bytes:
         """The answer of some work, done once for all who ask for the same at once.
@@ -171,11 +178,12 @@ class Lane:
         job.end()
 
     def close(self, patience: float = 5.0) -> None:
-        """Stop what runs, and let the thread end."""
+        """Stop what runs, and let the threads end."""
         with self._changed:
             self._closed = True
             self._waiting.clear()
             for job in self._known.values():
                 job.stopped.set()
             self._changed.notify_all()
-        self._thread.join(patience)
+        for thread in self._threads:
+            thread.join(patience)
