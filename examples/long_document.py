@@ -193,7 +193,7 @@ def config_of(vocabulary: Vocabulary, *, layers: int = 2, heads: int = 4, head_d
         norm="rms",
         norm_first=True,
         position="rotary",
-        rotary_base=1e9,
+        rotary_base=1e6,
         dropout=0.0,
     )
 
@@ -206,22 +206,30 @@ def train(
     Returns:
         The steps that were made.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    matrices = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
+    known = {id(matrix) for matrix in matrices}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    optimizers = {
+        5 * rate: torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        rate: torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.01),
+    }
     chance = torch.Generator().manual_seed(seed)
     start, total, step = time.monotonic(), 0.0, 0
     model.train()
     while (passed := max(step / amount.steps, (time.monotonic() - start) / (60 * amount.minutes))) < 1.0:
         step += 1
-        optimizer.param_groups[0]["lr"] = rate * min(step / 50, 0.5 * (1 + math.cos(math.pi * passed)))
+        for most, optimizer in optimizers.items():
+            optimizer.param_groups[0]["lr"] = most * min(step / 50, 0.5 * (1 + math.cos(math.pi * passed)))
         length = min(WINDOWS[int(len(WINDOWS) * passed)], len(numbers) - 1)
         starts = torch.randint(len(numbers) - length, (max(1, BATCH // length),), generator=chance).tolist()
         windows = [vocabulary.placed(numbers[first : first + length + 1], chance) for first in starts]
         tokens = torch.stack(windows)
         loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers.values():
+            optimizer.step()
         total += loss.item()
         if step % 50 == 0:
             seconds = time.monotonic() - start

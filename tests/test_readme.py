@@ -25,6 +25,7 @@ def test_the_example_in_python(tmp_path, monkeypatch):
         "language_model": llama(eos_token_id=None),
         "question": ids(1, 5),
         "tokens": demo.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0]),
+        "attentions": [torch.rand(1, 12, 28, 28).softmax(-1) for _ in range(6)],
         "valid": torch.ones(2, 11, dtype=torch.bool),
         "x": torch.randn(2, 7, 512),
         "context": torch.randn(2, 11, 512),
@@ -39,6 +40,7 @@ def test_the_example_in_python(tmp_path, monkeypatch):
     assert names["y"].shape == (2, 1, 512)
     assert names["cache"].length == 8
     assert names["written"].tokens.shape == (2, 5)
+    assert len(names["recording"].traits()) == 72
     assert names["story"].layers[0].sizes.keys == 24
     assert names["seen"].top_weights.shape == (2, 8, 11, 8)
     loaded = names["mh"].load(tmp_path / "run.safetensors")

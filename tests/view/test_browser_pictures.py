@@ -196,6 +196,25 @@ def test_words_that_look_at_a_picture(opened):  # noqa: F811
     assert shown.state["view"] == "picture"
 
 
+def test_a_long_text_scrolls_by_itself_and_the_page_stays(opened):  # noqa: F811
+    call = made_call(queries=1201, keys=TOKENS)
+    layer = layer_of(call, query_text="caption", key_text="picture")
+    recording = recording_of(layer, texts={"caption": [["word"] * 1201]})
+    text = page(recording, pictures=CROSSED, start={"layer": 0, "heads": [0], "text": 0, "token": 1100})
+    shown = opened(text, width=360, height=640).ready()
+    chosen = shown.tab.locator(".picture-words .token.focused")
+    words, box = shown.tab.locator(".picture-words").bounding_box(), chosen.bounding_box()
+    assert words["y"] <= box["y"] <= words["y"] + words["height"]
+    assert shown.tab.locator(".picture-words .token").count() < 1201
+    shown.tab.evaluate("scrollTo(0, 700)")
+    before = shown.tab.evaluate("scrollY")
+    assert before > 300
+    shown.tab.keyboard.press("a")
+    assert shown.state["heads"] == [0, 1, 2]
+    # what stands above may become a line longer
+    assert shown.tab.evaluate("scrollY") == pytest.approx(before, abs=60)
+
+
 def test_words_that_look_along_the_time(opened):  # noqa: F811
     weights, recording = crossing(keys=151)
     spectrogram = np.random.default_rng(0).random((20, 302))

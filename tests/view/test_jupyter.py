@@ -127,9 +127,15 @@ class Lab:
         self.tab.keyboard.press("Control+Enter")
 
     def frame(self, place: int):
-        found = self.cell(place).locator(".jp-OutputArea-output iframe").element_handle().content_frame()
-        found.evaluate("multihead.ready")
-        return found
+        return ready(self.cell(place).locator(".jp-OutputArea-output iframe"))
+
+
+def ready(iframe):
+    """The frame, drawn: a browser draws none that is out of sight."""
+    iframe.scroll_into_view_if_needed()
+    frame = iframe.element_handle().content_frame()
+    frame.evaluate("multihead.ready")
+    return frame
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +209,7 @@ def test_the_saved_notebook_shows_the_page_without_a_kernel(lab, jupyter, chromi
     frames = tab.locator("iframe")
     assert frames.count() == 2
     for place, token in ((0, None), (1, 3)):
-        frame = frames.nth(place).element_handle().content_frame()
-        frame.evaluate("multihead.ready")
+        frame = ready(frames.nth(place))
         is_exact(frame)
         assert token in (None, frame.evaluate("multihead.state.token"))
     assert "larger than the 8 MB that a notebook keeps: run this cell" in tab.locator("body").inner_text()

@@ -216,7 +216,7 @@ def test_queries_over_a_cache_stand_at_the_end_of_the_text(queries):
 
 def test_positions_stand_in_for_tokens_that_are_not_there():
     read = Page(page_of(Recording((layer_of(made_call(queries=3, keys=3)),), {})))
-    assert read.document["texts"] == [{"name": "text", "tokens": ["0", "1", "2"]}]
+    assert read.document["texts"] == [{"name": "text", "tokens": ["0", "1", "2"], "prompt": None}]
 
 
 def test_texts_that_do_not_fit_are_refused():

@@ -18,6 +18,7 @@ const KEYS: readonly (readonly [string, string])[] = [
   ["/", "find a token by its spelling or position"],
   ["t", "light or dark"],
   ["arrows", "on the maps: choose layer and head (Shift adds, Space switches one)"],
+  ["← ↑ → ↓", "on a picture: from patch to patch (Shift: five at a time)"],
   ["+ - 0", "on the map: nearer, farther, the whole; arrows move the chosen pair"],
   ["Esc", "close; let go of the token"],
   ["?", "this help"],

@@ -227,8 +227,10 @@ def figure(
         with busy() as say:
             recording = source.recording(say)
             say("drawing the figure")
+            from multihead.view.figures import figure as draw
+
             named = source.token(token, recording)
-            drawn = recording.figure(kind, layer=layer, heads=chosen, token=named, dark=dark, title=title)
+            drawn = draw(recording, kind, layer=layer, heads=chosen, token=named, dark=dark, title=title)
             drawn.savefig(output)
         for note in drawn.notes:
             typer.echo(f"multihead: {note}", err=True)

@@ -170,7 +170,7 @@ class LayerMap:
         """Whether this tile waits for a block map of the whole head that is neither recorded nor measured yet."""
         height, width = self.shape(level)
         rows, columns = range(height)[y * TILE : (y + 1) * TILE], range(width)[x * TILE : (x + 1) * TILE]
-        if not self._computes or self._blocks(self._place(head), level, pooling) is not None:
+        if self._blocks(self._place(head), level, pooling) is not None or not self._computes:
             return False
         return self._is_costly(level, rows, columns)
 

@@ -34,8 +34,6 @@ from multihead.view.asked import (
 from multihead.view.document import overview, texts_of
 
 if TYPE_CHECKING:
-    import matplotlib.figure
-
     from multihead.view.drawing.maps import Side
     from multihead.view.drawing.paper import AttentionFigure, Look
 
@@ -65,7 +63,7 @@ def figure(
     size: int | float | tuple[int | float, int | float] | None = None,
     dark: bool = False,
     title: str | None = None,
-) -> "matplotlib.figure.Figure":
+) -> "AttentionFigure":
     """Draw a recording for a paper: exact weights, the page's colours, fonts by the glyphs that the text needs.
 
     Args:

@@ -26,6 +26,7 @@ export class Words {
   onpoint: (token: number | null) => void = () => {};
   onchoose: (token: number) => void = () => {};
   #shown: Shown | null = null;
+  #revealed: number | null = null;
 
   constructor(store: Store, readonly text: number) {
     const { name, tokens } = store.page.texts[text]!;
@@ -62,7 +63,14 @@ export class Words {
     this.#flow.paint();
     const span = shown.own === null ? null : this.#flow.span(shown.own);
     set(this.#flow.element, "aria-activedescendant", span?.id ?? null);
-    if (span && !shown.state.hover) span.scrollIntoView({ block: "nearest" });
+    if (span && !shown.state.hover && shown.own !== this.#revealed) this.#reveal(span);
+    if (!shown.state.hover) this.#revealed = shown.own;
+  }
+
+  /** Scrolls the words and not the page. */
+  #reveal(span: HTMLElement): void {
+    const [window, box] = [this.element.getBoundingClientRect(), span.getBoundingClientRect()];
+    if (box.top < window.top || box.bottom > window.bottom) this.element.scrollTop += box.top - window.top - window.height / 3;
   }
 
   #key(event: KeyboardEvent): void {
