@@ -20,7 +20,8 @@ def names(tmp_path_factory) -> set[str]:
 
 
 def test_the_wheel_contains_the_page_and_the_types(names):
-    assert {"multihead/py.typed", "multihead/view/static/multihead.js", "multihead/view/static/multihead.css"} <= names
+    static = {f"multihead/view/static/{name}" for name in ("multihead.js", "multihead.css", "widget.js")}
+    assert static | {"multihead/py.typed"} <= names
 
 
 def test_the_wheel_contains_every_source_file(names):

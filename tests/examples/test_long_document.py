@@ -1,7 +1,6 @@
 """The example at a smaller size: what it prints about heads is what plain definitions give."""
 
 import math
-from dataclasses import replace
 from itertools import pairwise
 
 import jaxtyping
@@ -50,8 +49,7 @@ def looked(weights, head, tokens, queries, others) -> Looks:
     same = after = chance = other = 0.0
     distances: dict[int, float] = {}
     for query, another in zip(queries, others, strict=True):
-        for key in range(query + 1):
-            weight = float(weights[head, query, key])
+        for key, weight in enumerate(weights[head, query, : query + 1].tolist()):
             if key < query and tokens[key] == tokens[query]:
                 same += weight
             if key > 0 and tokens[key - 1] == tokens[query]:
@@ -277,7 +275,7 @@ def test_amounts():
 
 def test_minutes_end_the_learning(small):
     vocabulary = Vocabulary.of(small[2])
-    config = replace(long_document.config_of(vocabulary, layers=1, heads=2, head_dim=4))
+    config = long_document.config_of(vocabulary, layers=1, heads=2, head_dim=4)
     numbers = vocabulary.numbers(small[2][0])
     assert long_document.train(Decoder(config), numbers, vocabulary, Amount(minutes=0.002), seed=0) >= 1
 

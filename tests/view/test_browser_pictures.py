@@ -269,6 +269,12 @@ def test_queries_that_were_not_recorded_say_so(opened):  # noqa: F811
     shown = opened(page(recording, pictures=PICTURES, start={"layer": 0, "heads": [0], "text": 0, "token": 9})).ready()
     for (head, token), number in over(shown).items():
         assert number == pytest.approx(weights[head, 9, token].item(), abs=1.1e-5)
+    shown.tab.locator('.toolbar [data-direction="in"]').click()
+    assert set(over(shown)) == {(0, 9)}
+    assert over(shown)[0, 9] == pytest.approx(weights[0, 9, 9].item(), abs=1.1e-5)
+    class_token = float(shown.tab.locator('.beside button[data-token="0"]').get_attribute("data-weight"))
+    assert class_token == pytest.approx(weights[0, 0, 9].item(), abs=1.1e-5)
+    shown.tab.locator('.toolbar [data-direction="out"]').click()
     shown.tab.mouse.click(*middle(shown, 20))
     shown.tab.mouse.move(*middle(shown, 21))
     shown.tab.locator('.readout [data-key="21"]').wait_for()
@@ -286,7 +292,7 @@ def test_it_fits_every_window(opened, width, scheme):  # noqa: F811
         shown.ready()
         assert shown.tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
         board = shown.tab.locator(".picture, .sound").bounding_box()
-        assert board["width"] >= min(width - 60, 330)
+        assert board["width"] >= (500 if width == 1280 else 300)
         assert board["x"] + board["width"] <= width
 
 
