@@ -1,10 +1,10 @@
 """Read a hundred thousand tokens of source, and see every head's attention whole: a language model trained on a CPU.
 
-    pip install ".[examples,view]"
+    pip install ".[view]"
     python examples/long_document.py --model source-model --save run.safetensors
     multihead view run.safetensors
 
-The text is the source of Python's own standard library, in the tokens of Python itself. The commonest words have
+The text is the source of Python's own standard library, in the tokens of Python itself. The 500 commonest have
 numbers of their own; every other name is, in each window to learn from, one of 2,048 names without a meaning, another
 in every window. So what such a name does can only be learned from the same text: where it stood before. Four packages
 are held out, and files of them, one after another, are the document.
@@ -25,7 +25,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from token import EXACT_TOKEN_TYPES
 from typing import Annotated
 
 import torch
@@ -35,6 +34,7 @@ from torch import Tensor
 
 import multihead as mh
 from multihead import models
+from multihead.errors import SourceError
 from multihead.recording.maps import map_block
 
 HELD_OUT = ("asyncio", "email", "unittest", "json")
@@ -117,10 +117,9 @@ class Vocabulary:
 
     @classmethod
     def of(cls, texts: Iterable[Sequence[str]], *, words: int = 500, names: int = 2048) -> "Vocabulary":
-        """One whose words are the marks, all operators, and the commonest names and keywords of some texts."""
-        marks = [NEWLINE, INDENT, DEDENT, FILE, STRING, NUMBER, *EXACT_TOKEN_TYPES]
-        counts = Counter(token for text in texts for token in text if token.isidentifier())
-        return cls(marks + [word for word, _ in counts.most_common(words)], names)
+        """One whose words are the commonest tokens of some texts."""
+        counts = Counter(kind(token) for text in texts for token in text)
+        return cls([word for word, _ in counts.most_common(words)], names)
 
     def numbers(self, tokens: Iterable[str]) -> Tensor:
         """(tokens,): numbers of words; names that are none have numbers from ``len(words)`` on, as they first come."""
@@ -147,9 +146,12 @@ class Vocabulary:
         """What :meth:`save` wrote.
 
         Raises:
-            ValueError: it is not that of a model with ``size`` tokens.
+            ValueError: it cannot be read, or is not that of a model with ``size`` tokens.
         """
-        values = json.loads((folder / "words.json").read_text(encoding="utf-8"))
+        try:
+            values = json.loads((folder / "words.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            values = None
         words, names = (values.get("words"), values.get("names")) if isinstance(values, dict) else (None, None)
         fits = isinstance(words, list) and all(isinstance(word, str) for word in words) and type(names) is int
         if not fits or len(words) + names != size:
@@ -367,7 +369,7 @@ def looks(recording: mh.Recording, tokens: Tensor, queries: Tensor, others: Tens
                 [
                     (weights * same).sum((1, 2)),
                     (weights * after).sum((1, 2)),
-                    (after.sum(1) / (asking + 1)).sum().double().expand(heads),
+                    (after.sum(1).double() / (asking + 1)).sum().expand(heads),
                     (weights * other).sum((1, 2)),
                 ]
             )
@@ -427,6 +429,15 @@ def by_distance(layer: mh.recording.Layer) -> Tensor:
     return torch.stack([mass[0][:, here].sum(1) for here in held], 1) / layer.sizes.queries
 
 
+def near_by(recording: mh.Recording, layer: mh.recording.Layer, count: int) -> Tensor:
+    """(heads, ranges): the same of the first tokens alone, from their weights; memory: count² a head."""
+    first = range(min(count, layer.sizes.queries))
+    weights = recording.tile(layer.index, first, first)
+    distance = torch.tensor(first)[:, None] - torch.tensor(first)
+    held = [(distance >= low) & (distance < high) for low, high in pairwise((*RANGES, math.inf))]
+    return torch.stack([weights[:, here].sum(1) for here in held], 1) / len(first)
+
+
 @torch.no_grad()
 def observed(model: models.Decoder, tokens: Tensor, shown: Sequence[str]) -> tuple[mh.Recording, Tensor]:
     """A recording of a model that reads a text, with what maps and traits are made of; and the loss of each token.
@@ -461,20 +472,28 @@ def tell_heads(recording: mh.Recording, found: Sequence[Looks], lost: dict[tuple
         "head  kind            to the same  to what followed it  by chance  after another name  half within  "
         "loss without the head"
     )
-    for one, traits in zip(found, recording.traits(), strict=True):
+    # what was recorded says enough; to measure the rest would take another pass over all pairs
+    for one, traits in zip(found, recording.traits(measure=False), strict=True):
         more = lost[one.layer, one.head] - lost[None]
         typer.echo(
             f"{one.layer}.{one.head}   {traits.label:15} {one.same:11.4f}  {one.after:19.4f}  {one.chance:9.4f}  "
             f"{one.other:18.4f}  {one.reach:11,.0f}  {more:+21.3f}"
         )
+    typer.echo(
+        f"\nshare of attention by distance: of the first {FAR:,} tokens, as many as were ever learned from together"
+    )
+    tell_distances(recording, [near_by(recording, layer, FAR) for layer in recording])
+    typer.echo("\nthe same of the whole document")
+    tell_distances(recording, list(map(by_distance, recording)))
+
+
+def tell_distances(recording: mh.Recording, found: Sequence[Tensor]) -> None:
+    """Print a line a head: its shares in each of ``RANGES``, of each layer (heads, ranges)."""
     names = [f"{low}" if low + 1 == high else f"{low}-{high - 1}" for low, high in pairwise(RANGES)]
-    typer.echo("\nshare of all attention by distance, and to the first token")
-    typer.echo("head  " + "".join(f"{name:>10}" for name in (*names, f"{RANGES[-1]}-", "first")))
-    for layer in recording:
-        columns = layer.statistics.columns
-        assert columns is not None  # noqa: S101  as observed
-        for head, shares, first in zip(layer.heads, by_distance(layer).tolist(), columns[0].mean((1, 2)), strict=True):
-            typer.echo(f"{layer.index}.{head}   " + "".join(f"{share:10.4f}" for share in (*shares, first)))
+    typer.echo("head  " + "".join(f"{name:>10}" for name in (*names, f"{RANGES[-1]}-")))
+    for layer, shares in zip(recording, found, strict=True):
+        for head, row in zip(layer.heads, shares.tolist(), strict=True):
+            typer.echo(f"{layer.index}.{head}   " + "".join(f"{share:10.4f}" for share in row))
 
 
 def tell_links(recording: mh.Recording, found: Sequence[Looks], *, apart: int) -> None:
@@ -578,7 +597,7 @@ def main(
     """Train a small language model on Python's standard library, and see how its heads read a long document."""
     try:
         run(save, folder=model, amount=Amount.of(train), count=tokens, seed=seed)
-    except ValueError as error:
+    except (ValueError, SourceError) as error:
         raise typer.BadParameter(str(error)) from None
 
 

@@ -123,6 +123,11 @@ def test_shares_by_distance_are_those_of_the_weights(small, weights):
         for place, (low, high) in enumerate(pairwise((*long_document.RANGES, LENGTH))):
             plain = weights[layer.index][:, (distance >= low) & (distance < high)].sum(-1) / LENGTH
             torch.testing.assert_close(found[:, place].double(), plain, rtol=1e-4, atol=1e-7)
+            near = torch.stack(
+                [weights[layer.index, :, query, : query + 1].flip(-1)[:, low:high].sum(-1) for query in range(100)]
+            )
+            part = long_document.near_by(recording, layer, 100)[:, place]
+            torch.testing.assert_close(part.double(), near.mean(0), rtol=1e-4, atol=1e-7)
         assert found.sum(1).allclose(torch.ones(len(layer.heads)))
         with pytest.raises(AssertionError):
             torch.testing.assert_close(found[:, 3], found.roll(1, 1)[:, 3], rtol=1e-2, atol=1e-7)
@@ -252,7 +257,8 @@ def test_a_model_that_is_kept_is_used_again(small, capsys):
 def test_a_vocabulary_of_another_model_is_refused(small, tmp_path):
     Vocabulary(["a"], 3).save(tmp_path)
     assert Vocabulary.load(tmp_path, 4).words == ["a"]
-    for text in (None, '{"words": [1], "names": 3}', "[]"):
+    for text in ('{"words": ["a"], "names": 3}', '{"words": [1], "names": 8}', "[]", "{", None):
+        (tmp_path / "words.json").unlink()
         if text is not None:
             (tmp_path / "words.json").write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=r"words.json is not the vocabulary of this model, which has 9 tokens\.$"):
@@ -278,6 +284,21 @@ def test_minutes_end_the_learning(small):
     config = long_document.config_of(vocabulary, layers=1, heads=2, head_dim=4)
     numbers = vocabulary.numbers(small[2][0])
     assert long_document.train(Decoder(config), numbers, vocabulary, Amount(minutes=0.002), seed=0) >= 1
+
+
+def test_the_same_seed_gives_the_same_model(small):
+    vocabulary = Vocabulary.of(small[2])
+    numbers = vocabulary.numbers(token for text in small[2] for token in text)
+
+    def weights(seed):
+        torch.manual_seed(seed)
+        model = Decoder(long_document.config_of(vocabulary, layers=1, heads=2, head_dim=4))
+        assert long_document.train(model, numbers, vocabulary, Amount(steps=3), seed=seed) == 3
+        return model.state_dict()
+
+    first, again, other = weights(0), weights(0), weights(1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
 def test_the_command_line(monkeypatch, tmp_path):

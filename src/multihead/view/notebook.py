@@ -112,7 +112,8 @@ def shown_in_notebook(recording: Recording) -> tuple[dict[str, object], dict[str
         return {"text/plain": told}, {}
     try:
         if kernel and find_spec("anywidget") is not None:
-            return widget(recording)._repr_mimebundle_()
+            view: Any = widget(recording)
+            return view._repr_mimebundle_()
         text = page(recording) if fits(recording, most=SAVED_PAGE) else None
     except (ValueError, RecordingError, SourceError) as error:
         return {"text/plain": told, "text/html": _said(told, f"There is no page of it: {error}")}, {}
@@ -259,7 +260,7 @@ def _widget_class() -> "type[Any]":
             self.on_msg(self._received)
 
         def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, object], dict[str, object]]:
-            data, metadata = super()._repr_mimebundle_()
+            data, metadata = super()._repr_mimebundle_() or ({}, {})
             saved = _static(self._told, self.page if self.answers is None else None)
             return {**data, "text/plain": self._told, "text/html": saved}, metadata
 

@@ -6,10 +6,11 @@ A recording holds what was computed, not what was seen, so the picture is given 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 from multihead.conventions import in_words
-from multihead.counting import whole
+from multihead.counting import whole, whole_numbers
 from multihead.pixels import as_address, as_picture, as_spectrogram, frame_names, patch_names
 from multihead.recording import Recording
 from multihead.view.document import texts_of
@@ -32,7 +33,7 @@ class Picture:
 
     Raises:
         TypeError: something is no whole number.
-        ValueError: the grid has no patch, or ``first`` or ``last`` is negative.
+        ValueError: the grid is no pair or has no patch, or ``first`` or ``last`` is negative.
     """
 
     image: Any
@@ -41,7 +42,10 @@ class Picture:
     last: int = 0
 
     def __post_init__(self) -> None:
-        rows, columns = (whole("grid", number) for number in self.grid)
+        numbers = whole_numbers("grid", self.grid)
+        if len(numbers) != 2:
+            raise ValueError(f"grid has {len(numbers)} numbers, expected two: rows and columns of patches.")
+        rows, columns = numbers
         if rows < 1 or columns < 1:
             raise ValueError(f"grid is {rows} × {columns}, expected at least one row and one column of patches.")
         for name in ("first", "last"):
@@ -103,8 +107,9 @@ class Frames:
 
     def __post_init__(self) -> None:
         seconds = self.seconds_per_frame
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        if isinstance(seconds, bool) or not isinstance(seconds, Real):
             raise TypeError(f"seconds_per_frame={seconds!r} is no number.")
+        object.__setattr__(self, "seconds_per_frame", float(seconds))
         if not (math.isfinite(seconds) and seconds > 0):
             raise ValueError(f"seconds_per_frame={seconds} is no length of time: say how many seconds a frame takes.")
 
