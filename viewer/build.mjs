@@ -1,4 +1,4 @@
-// Bundles the viewer into the two files that Python inlines, and the notebook's widget. The same source gives the same bytes.
+// Bundles the viewer into the files that Python inlines, script, style and what unpacks the script, and the notebook's widget. The same source gives the same bytes.
 import { build } from "esbuild";
 import { fileURLToPath } from "node:url";
 import { products } from "./assemble.mjs";
@@ -13,5 +13,6 @@ const arithmetic = { PRODUCTS_MODULE: JSON.stringify(Buffer.from(await products(
 const worker = await build({ ...common, define: arithmetic, entryPoints: [here("src/map/worker.ts")], format: "iife", write: false });
 const define = { WORKER_SCRIPT: JSON.stringify(worker.outputFiles[0].text) };
 await build({ ...common, define, entryPoints: [here("src/main.ts")], format: "iife", outfile: `${out}multihead.js` });
+await build({ ...common, entryPoints: [here("src/loader.ts")], format: "iife", outfile: `${out}loader.js` });
 await build({ ...common, entryPoints: [here("src/widget.ts")], format: "esm", outfile: `${out}widget.js` });
 await build({ ...common, entryPoints: [here("src/style.css")], target: ["chrome109", "firefox115", "safari16.4"], outfile: `${out}multihead.css` });

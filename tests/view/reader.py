@@ -17,6 +17,9 @@ _DTYPES = {
 }
 
 
+_COMPUTED = ("q", "k", "q_shift", "k_shift", "steps", "lse", "softcap", "bias", "mask")
+
+
 class Elements(HTMLParser):
     """Every tag with its attributes and the text inside it."""
 
@@ -54,8 +57,21 @@ class Page:
     def __post_init__(self) -> None:
         self.elements = Elements(self.html)
         self.document = json.loads(self.elements.text("script", id="multihead-document"), parse_constant=_no_constant)
-        self.data = zlib.decompress(base64.b64decode(self.elements.text("script", id="multihead-data"), validate=True))
+        self.data = zlib.decompress(self.bytes("multihead-data"))
         self.used: list[tuple[int, int]] = []
+
+    def bytes(self, name: str) -> bytes:
+        """What an element holds as text."""
+        text = self.elements.text("script", id=name)
+        (coding,) = [attrs["data-coding"] for _, attrs, _ in self.elements.tags if attrs.get("id") == name]
+        if coding == "base64":
+            return base64.b64decode(text, validate=True)
+        assert coding == "sevens"
+        assert not set(text) & set("\0\r<")
+        numbers = [ord(character) - (256 if ord(character) > 255 else 0) for character in text]
+        assert all(0 <= number < 128 for number in numbers)
+        bits = np.unpackbits(np.array(numbers, dtype=np.uint8)[:, None], axis=1)[:, 1:].reshape(-1)
+        return np.packbits(bits[: len(bits) // 8 * 8]).tobytes()
 
     def array(self, reference: dict) -> np.ndarray:
         assert set(reference) == {"offset", "dtype", "shape"}
@@ -75,22 +91,27 @@ class Page:
         return len(layer["heads"]), queries, full, keys
 
     def integers(self, planes: np.ndarray) -> np.ndarray:
-        """[H, D, bytes, L] to signed [H, D, L]."""
-        coded = sum(planes[:, :, byte].astype(np.int64) << (8 * byte) for byte in range(planes.shape[2]))
+        """[bytes, H, D, L] to signed [H, D, L]."""
+        coded = sum(plane.astype(np.int64) << (8 * byte) for byte, plane in enumerate(planes))
         return np.where(coded % 2 == 0, coded // 2, -(coded + 1) // 2)
+
+    def numbers(self, layer: dict, name: str) -> np.ndarray:
+        """q or k, signed [H, D, L]."""
+        planes, shift = self.array(layer[name]), self.array(layer[f"{name}_shift"])
+        assert shift.shape == (planes.shape[1], planes.shape[3])
+        return self.integers(planes) << shift[:, None].astype(np.int64)
 
     def weights(self, layer: dict) -> np.ndarray:
         """[H, Lq, Lk]."""
         heads, queries, _, keys = self.sizes(layer)
         if layer["weights"] is not None:
-            assert [layer[name] for name in ("q", "k", "steps", "lse", "softcap", "bias", "mask")] == [None] * 7
+            assert [layer[name] for name in _COMPUTED] == [None] * len(_COMPUTED)
             weights = self.array(layer["weights"])
             assert weights.shape == (heads, queries, keys)
             return weights / 65535
-        q, k = (self.array(layer[name]) for name in "qk")
-        assert q.shape == (heads, q.shape[1], q.shape[2], queries)
-        assert k.shape == (heads, q.shape[1], k.shape[2], keys)
-        a, b, steps = self.integers(q), self.integers(k), self.array(layer["steps"])
+        a, b, steps = self.numbers(layer, "q"), self.numbers(layer, "k"), self.array(layer["steps"])
+        assert a.shape == (heads, a.shape[1], queries)
+        assert b.shape == (heads, a.shape[1], keys)
         scores = np.einsum("hd,hdq,hdk->hqk", steps, a, b)
         if layer["softcap"] is not None:
             scores = layer["softcap"] * np.tanh(scores / layer["softcap"])

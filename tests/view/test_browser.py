@@ -241,9 +241,9 @@ def test_tokens_are_data(opened):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (('"version":1', '"version":2'), "version"),
+        (('"version":2', '"version":3'), "version"),
         (('"format":"multihead-page"', '"format":"other"'), "not a multihead page"),
-        (('id="multihead-data">', 'id="multihead-data">AAAA'), "data"),
+        (('id="multihead-data" data-coding="sevens">', 'id="multihead-data" data-coding="sevens">AAAA'), "data"),
     ],
     ids=["version", "format", "data"],
 )

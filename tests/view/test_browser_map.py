@@ -130,8 +130,9 @@ def test_by_mouse_keys_and_address(opened):  # noqa: F811
 
     until(shown.tab, f"location.hash.includes('token={row + 1}')")
     shown.tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    for _ in range(3):
+    for _ in range(6):
         shown.tab.mouse.wheel(0, -200)
+        shown.tab.wait_for_timeout(120)  # OpenSeadragon leaves out what comes faster
     until(shown.tab, "Number(new URLSearchParams(location.hash).get('at')?.split(',')[2] ?? 99) < 30")
     address, sight = shown.tab.url, shown.state["at"]
     shown.tab.reload()

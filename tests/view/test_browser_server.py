@@ -43,8 +43,8 @@ def test_panel_map_and_text_show_the_servers_numbers(chromium):  # noqa: F811
         tab,
         complaints,
     ):
-        until(tab, "document.querySelectorAll('.panel li[data-token]').length > 3")
         for direction, exact in (("out", weights[2, 120]), ("in", weights[2, :, 120])):
+            until(tab, f"document.querySelectorAll('[data-direction=\"{direction}\"] li[data-token]').length > 3")
             rows = tab.locator(f'.panel .part[data-direction="{direction}"] li[data-token]').all()
             assert len(rows) > 3
             for row in rows:

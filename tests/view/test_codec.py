@@ -12,15 +12,16 @@ from tests.view.made import layer_of, made_call, true_weights
 
 
 def decoded_integers(coded):
-    """(H, D, bytes, L) to (H, D, L), by the contract's words: zigzag coded, lowest byte first."""
-    values = np.zeros((*coded.shape[:2], coded.shape[3]), dtype=np.int64)
-    for byte in range(coded.shape[2]):
-        values += coded[:, :, byte].astype(np.int64) * 256**byte
+    """(bytes, H, D, L) to (H, D, L), by the contract's words: zigzag coded, lowest byte first."""
+    values = np.zeros(coded.shape[1:], dtype=np.int64)
+    for byte, plane in enumerate(coded):
+        values += plane.astype(np.int64) * 256**byte
     return np.where(values % 2 == 1, -(values + 1) // 2, values // 2)
 
 
 def decoded_weights(encoded, visible, softcap=None):
-    a, b = decoded_integers(encoded.q), decoded_integers(encoded.k)
+    a = decoded_integers(encoded.q) << encoded.q_shift[:, None].astype(np.int64)
+    b = decoded_integers(encoded.k) << encoded.k_shift[:, None].astype(np.int64)
     scores = np.einsum("hd,hdq,hdk->hqk", encoded.steps, a, b)
     if softcap is not None:
         scores = softcap * np.tanh(scores / softcap)
@@ -133,7 +134,7 @@ def test_chosen_heads_queries_and_sequence():
     )
     heads, queries = (1, 4, 5), (2, 3, 7)
     encoded = encode(layer_of(call, heads=heads, queries=queries), item=1)
-    assert encoded.q.shape[0] == 3
+    assert encoded.q.shape[1] == 3
     assert encoded.q.shape[3] == 3
     assert error_of(call, encoded, item=1, heads=heads, queries=queries) <= 1e-5
     assert error_of(call, encoded, item=0, heads=heads, queries=queries) > 1e-3
@@ -206,7 +207,7 @@ def test_what_the_recorded_numbers_do_not_allow_is_said():
     layer = layer_of(call)
     encoded = encode(layer, budget=0, accuracy=1e-6)
     assert encoded.accuracy > 1e-6, "a float32 lse of 5e4 has steps of 4e-3"
-    assert encoded.q.shape[2] <= 3, "and no bits are wasted on it"
+    assert encoded.q.shape[0] <= 3, "and no bits are wasted on it"
 
 
 @pytest.mark.parametrize("accuracy", [0.0, -1.0, 1.0, math.nan])
@@ -225,11 +226,27 @@ def test_what_is_missing_is_named():
         Truth(bare)
 
 
+def test_broad_queries_and_keys_that_nobody_looks_at_take_fewer_bits():
+    call = made_call(heads=2, queries=101, keys=103, dim=7, spread=3.0)
+    encoded = encode(layer_of(call))
+    truth = true_weights(call)
+    moved = truth * (1 - truth)
+    assert encoded.q_shift.max() > 2
+    assert encoded.k_shift.max() > 2
+    for shift, risk in ((encoded.q_shift, moved.max(2)), (encoded.k_shift, moved.max(1))):
+        for head in range(2):
+            assert np.corrcoef(shift[head], np.log(risk[head]))[0, 1] < -0.8
+    assert np.abs(decoded_weights(encoded, np.ones_like(truth, dtype=bool)) - truth).max() <= 1e-5
+    object.__setattr__(encoded, "k_shift", np.roll(encoded.k_shift, 1, axis=1))
+    with np.errstate(over="ignore"):
+        assert np.abs(decoded_weights(encoded, np.ones_like(truth, dtype=bool)) - truth).max() > 1e-3
+
+
 def test_planes():
     coded = planes(torch.tensor([[[0, -1], [1, -128], [127, 300]]]))
-    assert coded.shape == (1, 2, 2, 3)
-    assert coded[0, 0].tolist() == [[0, 2, 254], [0, 0, 0]]
-    assert coded[0, 1].tolist() == [[1, 255, 88], [0, 0, 2]]
+    assert coded.shape == (2, 1, 2, 3)
+    assert coded[:, 0, 0].tolist() == [[0, 2, 254], [0, 0, 0]]
+    assert coded[:, 0, 1].tolist() == [[1, 255, 88], [0, 0, 2]]
     assert decoded_integers(coded).tolist() == [[[0, 1, 127], [-1, -128, 300]]]
     large = torch.tensor([[[2**30], [-(2**30)]]])
     assert decoded_integers(planes(large)).tolist() == large.mT.tolist()

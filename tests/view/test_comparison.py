@@ -11,7 +11,6 @@ from multihead.view.comparison import comparison, write_comparison
 from tests.view.made import layer_of, made_call, recording_of, true_weights
 from tests.view.reader import Page
 
-
 TWO_TEXTS = {"query_text": "target", "key_text": "source"}
 
 

@@ -97,7 +97,7 @@ def test_size_is_estimated_from_the_numbers():
     assert compressed_bytes(noise) > 20 * compressed_bytes(nothing)
     empty = len(page_of(Recording.from_weights([nothing[:, :, :1, :1]], ["a"])))
     page = page_of(Recording.from_weights([noise], [str(place) for place in range(97)]))
-    assert len(page) - empty == pytest.approx(compressed_bytes(noise) * 4 / 3, rel=0.15)
+    assert len(page) - empty == pytest.approx(compressed_bytes(noise) * 1.17, rel=0.15)
 
 
 def test_a_page_too_large_is_refused_with_what_fits():
@@ -105,7 +105,7 @@ def test_a_page_too_large_is_refused_with_what_fits():
     recording = Recording.from_weights([weights] * 4, [str(place) for place in range(1021)])
     with pytest.raises(ValueError, match=r"the page would have about 1\d\d MB, more than 64 MB") as caught:
         page_of(recording)
-    total = 4 * compressed_bytes(weights) * 4 / 3
+    total = 4 * compressed_bytes(weights) * 1.17
     fitting = 10 * math.floor(1021 * math.sqrt(LARGEST_PAGE / total) / 10)
     words = str(caught.value)
     assert f"the first {fitting} of the 1021 tokens" in words

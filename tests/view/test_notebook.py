@@ -75,7 +75,7 @@ class TestShown:
         (frame, attributes), *rest = Tags(data["text/html"]).found
         assert frame == "iframe"
         assert attributes["sandbox"] == "allow-scripts"
-        assert attributes["srcdoc"] == page(small)
+        assert attributes["srcdoc"] == page(small, quotable=True)
         assert {tag for tag, _ in rest} == {"p"}
         assert html.escape(repr(small)) in data["text/html"]
 
@@ -90,7 +90,7 @@ class TestShown:
         assert set(data) == {VIEW, "text/plain", "text/html"}
         (view,) = made
         assert data[VIEW]["model_id"] == view.model_id
-        assert (view.page, view.state, view.height) == (page(small), "", notebook.HEIGHT)
+        assert (view.page, view.state, view.height) == (page(small, quotable=True), "", notebook.HEIGHT)
         assert view.answers is None
         assert Tags(data["text/html"]).found[0][1]["srcdoc"] == view.page
 
@@ -148,7 +148,7 @@ class TestShown:
         (frame, attributes), *rest = Tags(text).found
         assert (frame, {tag for tag, _ in rest}) == ("iframe", {"p"})
         assert set(attributes) == {"sandbox", "title", "style", "srcdoc"}
-        assert attributes["srcdoc"] == page(recording)
+        assert attributes["srcdoc"] == page(recording, quotable=True)
         assert text.count("</iframe") == 1
         assert text.encode()
 
@@ -171,7 +171,7 @@ class TestWidget:
         recording = recording_of(layer_of(made_call(batch=2, queries=11, keys=11)))
         start = {"layer": 0, "heads": [2], "text": 0, "token": 3}
         made = widget(recording, start=start, item=1, title="Mine", height=300)
-        assert made.page == page(recording, start=start, item=1, title="Mine")
+        assert made.page == page(recording, start=start, item=1, title="Mine", quotable=True)
         assert made.height == 300
         made.close()
 
@@ -181,7 +181,7 @@ class TestWidget:
         made.state = text
         sent = made.get_state()
         assert {name: sent[name] for name in ("page", "state", "height")} == {
-            "page": page(small),
+            "page": page(small, quotable=True),
             "state": text,
             "height": 720,
         }
@@ -218,7 +218,7 @@ class TestWidget:
         made = widget(small, start={"layer": 0, "heads": [1], "token": 4})
         assert '"source":{"kind":"frame"}' in made.page
         assert '"start":{"layer":0,"heads":[1],"token":4}' in made.page
-        assert len(made.page) < len(page(small))
+        assert len(made.page) < len(page(small, quotable=True))
         sent = Queue()
         made.send = made.answers._send = lambda content, buffers: sent.put((content, buffers))
         made._handle_custom_msg({"kind": "ask", "id": 5, "name": "row", "parameters": ROW}, [])

@@ -1,8 +1,10 @@
+import base64
 import importlib.resources
 import itertools
 import os
 import re
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from multihead.masks import Mask
 from multihead.recording import Recording
 from multihead.view import page as page_of
 from multihead.view import write_page
-from multihead.view.document import CELLS
+from multihead.view.document import CELLS, NOISE, PLAIN, Data, sevens
 from multihead.view.page import bundle, json_in_html
 from tests.view.made import layer_of, made_call, recording_of, true_weights
 from tests.view.reader import Elements, Page
@@ -48,7 +50,7 @@ def test_a_page_gives_back_the_weights():
     recording = recording_of(*layers, provenance={"model": "made", "torch": "2"})
     read = Page(page_of(recording, start={"layer": 5, "token": 3}))
     document = read.document
-    assert (document["format"], document["version"]) == ("multihead-page", 1)
+    assert (document["format"], document["version"]) == ("multihead-page", 2)
     assert document["title"] == "Attention of made"
     assert document["provenance"] == {"model": "made", "torch": "2", "page": document["provenance"]["page"]}
     assert document["start"] == {"layer": 5, "token": 3}
@@ -59,7 +61,7 @@ def test_a_page_gives_back_the_weights():
     assert np.abs(found[0] - true_weights(call)).max() <= 1e-5
     assert np.abs(found[1] - true_weights(other, heads=(0, 2))).max() <= 1e-5
     for layer, source in zip(document["layers"], layers, strict=True):
-        np.testing.assert_allclose(read.array(layer["entropy"]), source.statistics.entropy[0], rtol=1e-6)
+        assert layer["entropy"] is None, "a row's is computed with the row"
         assert layer["name"] == source.name
 
 
@@ -69,7 +71,7 @@ def test_arrays_lie_side_by_side_and_fill_the_data():
     for reference in _references(read.document["layers"][0]):
         read.array(reference)
     spans = sorted(read.used)
-    assert len(spans) == 9
+    assert len(spans) == 10
     assert spans[0][0] == 0
     for (_, end), (start, _) in itertools.pairwise(spans):
         assert 0 <= start - end < 8
@@ -279,12 +281,46 @@ def test_tokens_are_data(evil):
     assert read.document["title"] == evil
     assert read.document["provenance"][evil] == "value"
     names = [tag for tag, _, _ in read.elements.tags]
-    assert names.count("script") == 3
+    assert names.count("script") == 4
     assert "img" not in names
     if "\x00" not in evil and "\ud800" not in evil:
         assert read.elements.text("title") == evil
     assert not set("<>&\u2028\u2029") & set(read.elements.text("script", id="multihead-document"))
     html.encode("utf-8", errors="strict")
+
+
+@pytest.mark.parametrize("quotable", [False, True])
+def test_a_page_carries_its_numbers_and_its_viewer_as_text(quotable):
+    call = made_call(heads=2, queries=11, keys=11)
+    html = page_of(recording_of(layer_of(call)), quotable=quotable)
+    read = Page(html)
+    assert np.abs(read.weights(read.document["layers"][0]) - true_weights(call)).max() <= 1e-5
+    assert zlib.decompress(read.bytes("multihead-viewer")).decode() == bundle()[0]
+    assert html.isascii() == quotable
+    assert html.count("<script>") == 1, "what unpacks the rest"
+
+
+def test_seven_bits_a_character():
+    draw = np.random.default_rng(0)
+    for length in (*range(9), 997):
+        data = draw.bytes(length)
+        text = sevens(data)
+        assert not set(text) & set("\0\r<")
+        assert len(text) == -(-8 * length // 7)
+        bits = "".join(f"{ord(character) % 256:07b}" for character in text)
+        assert bytes(int(bits[place : place + 8], 2) for place in range(0, 8 * length, 8)) == data
+    noise = draw.bytes(100_000)
+    assert len(sevens(noise).encode()) < 1.18 * len(noise) < len(base64.b64encode(noise))
+
+
+def test_arrays_compressed_in_different_ways_are_one_stream():
+    data, whole = Data(), b""
+    for place, like in enumerate([PLAIN, NOISE, NOISE, PLAIN]):
+        array = np.random.default_rng(place).integers(0, 9, (3, 71), dtype=np.uint8)
+        assert data.add(array, "u8", like=like)["offset"] == len(whole)
+        whole += array.tobytes() + bytes(-array.size % 8)
+    assert zlib.decompress(data.compressed()) == whole
+    assert zlib.decompress(Data().compressed()) == b""
 
 
 def test_nothing_is_fetched_from_anywhere():
@@ -348,8 +384,8 @@ def test_a_page_that_would_be_too_large_is_refused_at_once():
         for name, value in {"q": wide, "k": wide, "sizes": masks.Sizes(1, 3, 100_000, 100_000)}.items():
             object.__setattr__(layer, name, value)
         layers.append(layer)
-    advice = "for example 1 of the 12 heads, or the first 12000 of the 100000 tokens"
-    with pytest.raises(ValueError, match=rf"about 49\d MB, more than 64 MB: choose fewer, {advice}"):
+    advice = "for example 1 of the 12 heads, or the first 15000 of the 100000 tokens"
+    with pytest.raises(ValueError, match=rf"about 40\d MB, more than 64 MB: choose fewer, {advice}"):
         page_of(Recording(tuple(layers), {}))
 
 

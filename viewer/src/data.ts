@@ -1,4 +1,4 @@
-// The binary block: base64 of zlib-compressed bytes, and the references that name arrays inside it.
+// The binary block: zlib-compressed bytes as text, and the references that name arrays inside it.
 
 /** What the reader of a page can do nothing about but should be told, in one sentence. */
 export class PageError extends Error {
@@ -18,14 +18,36 @@ export function fromBase64(text: string): Uint8Array<ArrayBuffer> {
   return bytes;
 }
 
-export async function inflate(base64: string): Promise<ArrayBuffer> {
+/** Seven bits a character, the highest first; characters that a page cannot hold stand 256 higher. */
+function fromSevens(text: string): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(Math.floor((text.length * 7) / 8));
+  let [held, bits, at] = [0, 0, 0];
+  for (let i = 0; i < text.length; i++) {
+    const code = text.charCodeAt(i);
+    if ((code & ~256) > 127) throw new PageError("The page's data hold characters that do not belong there: the file seems to have been changed.");
+    held = ((held << 7) | (code & 127)) & 0x7fff;
+    bits += 7;
+    if (bits < 8) continue;
+    bits -= 8;
+    bytes[at++] = held >> bits;
+  }
+  return bytes;
+}
+
+const CODINGS: Record<string, (text: string) => Uint8Array<ArrayBuffer>> = { base64: (text) => fromBase64(text.trim()), sevens: fromSevens };
+
+/** The bytes of a page's data, from their text and the name of its coding. */
+export async function inflate(text: string, coding: string): Promise<ArrayBuffer> {
   if (typeof DecompressionStream === "undefined") {
     throw new PageError("This browser cannot unpack the page's data (it has no DecompressionStream): open the page in Chrome 80, Firefox 113, Safari 16.4 or newer.");
   }
+  const decode = CODINGS[coding];
+  if (!decode) throw new PageError(`The page's data are coded as ${JSON.stringify(coding)}, which its viewer does not know.`);
   let bytes: Uint8Array<ArrayBuffer>;
   try {
-    bytes = fromBase64(base64.trim());
-  } catch {
+    bytes = decode(text);
+  } catch (error) {
+    if (error instanceof PageError) throw error;
     throw new PageError("The page's data are not base64: the file seems to have been cut or changed.");
   }
   try {

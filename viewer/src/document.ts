@@ -40,6 +40,7 @@ export interface Layer {
   readonly bias: { readonly values: Float32Array; readonly heads: number } | null;
   readonly mask: Mask | null;
   readonly sink: Float32Array | null;
+  /** Beside weights that were given; null where each row's is computed. */
   readonly entropy: Float32Array | null;
   readonly overview: { readonly values: Uint8Array; readonly rows: number; readonly columns: number };
   readonly overviewPeak: Float32Array;
@@ -85,6 +86,9 @@ export interface Page {
   readonly layers: readonly Layer[];
 }
 
+/** Of the page format. */
+const VERSION = 2;
+
 type Json = Record<string, unknown>;
 
 const isObject = (value: unknown): value is Json => typeof value === "object" && value !== null && !Array.isArray(value);
@@ -111,8 +115,8 @@ export function parseDocument(json: string): Json {
   if (document["format"] !== "multihead-page") {
     throw new PageError(`This is not a multihead page: its format is ${JSON.stringify(document["format"] ?? null)}.`);
   }
-  if (document["version"] !== 1) {
-    throw new PageError(`This page has format version ${JSON.stringify(document["version"] ?? null)}; its viewer reads version 1. Write the page again with one version of multihead.`);
+  if (document["version"] !== VERSION) {
+    throw new PageError(`This page has format version ${JSON.stringify(document["version"] ?? null)}; its viewer reads version ${VERSION}. Write the page again with one version of multihead.`);
   }
   return document;
 }
@@ -129,11 +133,12 @@ function readText(value: unknown, what: string): Text {
   };
 }
 
-function planes(buffer: ArrayBuffer, reference: unknown, what: string, heads: number, length: number): Planes {
-  const { values, shape } = arrayAt(buffer, reference, what, "u8", [heads, null, null, length]);
-  const [, dims, bytes] = shape as [number, number, number, number];
+function planes(buffer: ArrayBuffer, reference: unknown, shift: unknown, what: string, heads: number, length: number): Planes {
+  const { values, shape } = arrayAt(buffer, reference, what, "u8", [null, heads, null, length]);
+  const [bytes, , dims] = shape as [number, number, number, number];
   if (bytes < 1 || bytes > 4) throw new PageError(`${what} has ${bytes} byte planes, expected 1 to 4.`);
-  return { data: values, heads, dims, bytes, length };
+  const shifts = arrayAt(buffer, shift, `${what}_shift`, "u8", [heads, length]).values;
+  return { data: values, shifts, heads, dims, bytes, length };
 }
 
 function readQueries(value: unknown, what: string, length: number): number[] | null {
@@ -187,8 +192,8 @@ function readLayer(value: unknown, position: number, texts: readonly Text[], buf
 }
 
 function readFactors(layer: Json, what: string, buffer: ArrayBuffer, heads: number, queries: number, keys: number): Factors {
-  const q = planes(buffer, layer["q"], `${what}.q`, heads, queries);
-  const k = planes(buffer, layer["k"], `${what}.k`, heads, keys);
+  const q = planes(buffer, layer["q"], layer["q_shift"], `${what}.q`, heads, queries);
+  const k = planes(buffer, layer["k"], layer["k_shift"], `${what}.k`, heads, keys);
   if (q.dims !== k.dims) throw new PageError(`${what}.q has ${q.dims} dimensions a head and ${what}.k has ${k.dims}: they must be equal.`);
   return {
     q, k,

@@ -161,7 +161,7 @@ async function open(api: Console): Promise<void> {
     const source = document.getElementById("multihead-document")?.textContent ?? "";
     const json = parseDocument(source);
     const block = document.getElementById("multihead-data");
-    const buffer = block ? await inflate(block.textContent) : new ArrayBuffer(0);
+    const buffer = block ? await inflate(block.textContent, block.dataset["coding"] ?? "") : new ArrayBuffer(0);
     // The text of the data is no longer needed, and it is the largest thing on the page.
     block?.replaceChildren();
     const page = readPage(json, buffer);

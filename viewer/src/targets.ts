@@ -73,12 +73,13 @@ function computeSpread(store: Store, layerPlace: number, head: number, focus: Fo
   if (focus.direction === "in") return { ...nothing, weights: weights.column(place, focus.token), positions: layer.queries };
   const row = weights.recordedRow(focus.token);
   if (row === null) return nothing;
+  const found = weights.row(place, row);
   return {
     ...nothing,
-    weights: weights.row(place, row),
+    weights: found,
     blind: weights.blind(place, row),
     sink: layer.sink ? weights.sink(place, row) : null,
-    entropy: weights.entropy(place, row),
+    entropy: weights.entropy(place, row, found),
   };
 }
 

@@ -99,8 +99,12 @@ export class LayerWeights {
     return this.layer.sink?.[head * this.layer.queryCount + row] ?? 0;
   }
 
-  entropy(head: number, row: number): number | null {
-    return this.layer.entropy?.[head * this.layer.queryCount + row] ?? null;
+  /** Of a row's `weights` and its sink, in nats; null where weights were given without it. */
+  entropy(head: number, row: number, weights: Float64Array): number | null {
+    const { layer } = this;
+    if (!layer.qk) return layer.entropy?.[head * layer.queryCount + row] ?? null;
+    const nats = (weight: number): number => (weight > 0 ? -weight * Math.log(weight) : 0);
+    return weights.reduce((sum, weight) => sum + nats(weight), nats(this.sink(head, row)));
   }
 
   #given(weights: Uint16Array, head: number, row: number, from: number, to: number): Float64Array {

@@ -30,16 +30,28 @@ export function random(seed: number): () => number {
   };
 }
 
-/** integers[head][position][dim] as [heads, dims, bytes, length] zigzag planes. */
+/** Powers of two of positions, [head][position]. */
+export const someShifts = (heads: number, length: number): number[][] =>
+  Array.from({ length: heads }, (_, head) => Array.from({ length }, (_, i) => (head + 3 * i) % 5));
+
+/** Integers whose last bits are 0, as many as the shifts say. */
+export const shifted = (integers: number[][][], shifts: number[][]): number[][][] =>
+  integers.map((head, h) => head.map((one, i) => one.map((value) => Math.round(value / 2 ** shifts[h]![i]!) * 2 ** shifts[h]![i]! + 0)));
+
+/** The same without those bits. */
+export const unshifted = (integers: number[][][], shifts: number[][]): number[][][] =>
+  integers.map((head, h) => head.map((one, i) => one.map((value) => value / 2 ** shifts[h]![i]!)));
+
+/** integers[head][position][dim] as [bytes, heads, dims, length] zigzag planes. */
 export function toPlanes(integers: number[][][], bytes: number): { values: Uint8Array; shape: number[] } {
   const [H, L, D] = [integers.length, integers[0]!.length, integers[0]![0]?.length ?? 0];
   const values = new Uint8Array(H * D * bytes * L);
   for (let h = 0; h < H; h++) for (let d = 0; d < D; d++) for (let b = 0; b < bytes; b++) for (let i = 0; i < L; i++) {
     const value = integers[h]![i]![d]!;
     const coded = value >= 0 ? 2 * value : -2 * value - 1;
-    values[((h * D + d) * bytes + b) * L + i] = Math.floor(coded / 256 ** b) % 256;
+    values[((b * H + h) * D + d) * L + i] = Math.floor(coded / 256 ** b) % 256;
   }
-  return { values, shape: [H, D, bytes, L] };
+  return { values, shape: [bytes, H, D, L] };
 }
 
 export interface Recipe {
@@ -90,8 +102,9 @@ export function buildPage(recipe: Recipe = {}): Built {
   const Lq = queries?.length ?? whole;
   const H = heads.length;
   const integers = (length: number) => heads.map(() => Array.from({ length }, () => Array.from({ length: dims }, () => Math.round((next() - 0.5) * 400000))));
-  const a = integers(Lq);
-  const b = integers(Lk);
+  const [queryShifts, keyShifts] = [someShifts(H, Lq), someShifts(H, Lk)];
+  const a = shifted(integers(Lq), queryShifts);
+  const b = shifted(integers(Lk), keyShifts);
   const steps = heads.map(() => Array.from({ length: dims }, () => (0.5 + next()) * 1e-10));
   const biasValues = biasHeads === null ? null : Array.from({ length: biasHeads * Lq * Lk }, () => Math.fround(next() * 2 - 1));
   if (biasValues && recipe.blindRow !== undefined) {
@@ -115,11 +128,12 @@ export function buildPage(recipe: Recipe = {}): Built {
     return scores.map((score) => (total === 0 ? 0 : Math.exp(score) / total));
   }));
   const data = new DataBlock();
-  const q = toPlanes(a, 3);
-  const k = toPlanes(b, 3);
+  const q = toPlanes(unshifted(a, queryShifts), 3);
+  const k = toPlanes(unshifted(b, keyShifts), 3);
   const layer: Record<string, unknown> = {
     index: 2, name: "decoder.2.cross", heads, query_text: 0, key_text: 1, queries, query_offset,
     q: data.add(q.values, "u8", q.shape), k: data.add(k.values, "u8", k.shape),
+    q_shift: data.add(queryShifts.flat(), "u8", [H, Lq]), k_shift: data.add(keyShifts.flat(), "u8", [H, Lk]),
     steps: data.add(steps.flat(), "f64", [H, dims]), lse: data.add(lse, "f64", [H, Lq]), softcap,
     bias: biasValues && data.add(biasValues, "f32", [biasHeads!, Lq, Lk]), mask: recipe.mask ? recipe.mask(data) : null,
     sink: sinks && data.add(expectedSink.flat(), "f32", [H, Lq]), entropy: null,
@@ -128,7 +142,7 @@ export function buildPage(recipe: Recipe = {}): Built {
   };
   const words = (name: string, length: number) => ({ name, tokens: Array.from({ length }, (_, i) => `${name}${i}`) });
   const document = {
-    format: "multihead-page", version: 1, title: "test", provenance: { model: "none" }, accuracy: 1e-6,
+    format: "multihead-page", version: 2, title: "test", provenance: { model: "none" }, accuracy: 1e-6,
     texts: [words("target", whole), words("source", Lk)], start: { layer: 2, heads: [3], text: 0, token: 1 }, layers: [layer],
   };
   return { document, layer, buffer: data.buffer(), expected, expectedSink };

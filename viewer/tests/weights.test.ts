@@ -43,6 +43,18 @@ const recipes: [string, Recipe][] = [
   ["sinks", { sinks: [0.3, -1, 2] }],
 ];
 
+describe("entropy", () => {
+  it.each([["plain", {}], ["sinks", { sinks: [0.3, -1, 2] }], ["a row that sees nothing", { biasHeads: 1, blindRow: 2 }]] as [string, Recipe][])("of a row and its sink: %s", (_, recipe) => {
+    const { document, buffer, expected, expectedSink } = buildPage(recipe);
+    const weights = new LayerWeights(readPage(document, buffer).layers[0]!);
+    expected.forEach((rows, head) => rows.forEach((keys, row) => {
+      const outcomes = [...keys, ...(recipe.sinks ? [expectedSink[head]![row]!] : [])].filter((weight) => weight > 0);
+      const exact = -outcomes.reduce((sum, weight) => sum + weight * Math.log(weight), 0);
+      expect(weights.entropy(head, row, weights.row(head, row))).toBeCloseTo(exact, 6);
+    }));
+  });
+});
+
 describe("weights", () => {
   it.each(recipes)("%s: rows and columns equal the plain formula", (_, recipe) => {
     const { row, column } = worst(recipe);

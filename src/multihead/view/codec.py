@@ -11,6 +11,9 @@ freedoms:
 * direction i then gets the step c/√s_i: all directions contribute the same error to the scores (reverse water-filling,
   Cover & Thomas, Elements of Information Theory, theorem 10.3.3), and those that matter less than that vanish.
 
+A weight P moves by at most P(1 - P) times the error of its score, so a query whose attention is broad, and a key that
+nobody looks at, may be written more coarsely than the others of their head: each has its own power of two.
+
 What is left is one number c for each head. The error grows with it in proportion, so it is measured at a guess,
 scaled, and measured again.
 """
@@ -44,6 +47,7 @@ _ENOUGH = 0.85
 _CHUNK = 1 << 18
 _ATTEMPTS = 8
 _LARGEST = 1 << 30
+_COARSEST = 15
 _WORKERS = 4
 
 
@@ -52,9 +56,13 @@ class Encoded:
     """One layer's numbers as a page carries them."""
 
     q: np.ndarray
-    """u8, (H, D, bytes, Lq)."""
+    """u8, (bytes, H, D, Lq)."""
     k: np.ndarray
-    """u8, (H, D, bytes, Lk)."""
+    """u8, (bytes, H, D, Lk)."""
+    q_shift: np.ndarray
+    """u8, (H, Lq): the integers of a query are multiples of two to this power, and written without it."""
+    k_shift: np.ndarray
+    """u8, (H, Lk)."""
     steps: np.ndarray
     """f64, (H, D): the factor of a direction's product of integers."""
     lse: np.ndarray
@@ -207,6 +215,7 @@ class _Encoder:
         self.lse = truth.lse - truth.shift
         self.risky = self._risky_rows()
         self.bias = None if truth.bias is None else truth.bias.float().double()
+        self.q_shift, self.k_shift = self._shifts()
         widest = torch.zeros_like(self.spread)
         for side in (self.q, self.k):
             if side.shape[1]:
@@ -232,6 +241,29 @@ class _Encoder:
         size = ((self.q**2 / self.spread[:, None]).sum(-1) + self.q.shape[-1]).sqrt()
         # below 1/2 a row of equal weights still moves; above, the rest of the row is as small as 1 - P
         return (largest * (1 - largest) * size).topk(few, -1).indices
+
+    def _shifts(self) -> tuple[Tensor, Tensor]:
+        """(H, Lq) and (H, Lk): how many bits less than the riskiest of its head each query and each key needs.
+
+        0 where not all rows are looked at: what a key needs is known only from all of them.
+        """
+        truth = self.truth
+        risks = [self.q.new_zeros(side.shape[:2]) for side in (self.q, self.k)]
+        if not self.all_rows or not truth.keys or not truth.rows:
+            return risks[0], risks[1]
+        q_size, k_size = ((side**2 / self.spread[:, None]).sum(-1).sqrt() for side in (self.q, self.k))
+        for head in range(truth.heads):
+            for part in torch.arange(truth.rows).split(max(1, _CHUNK // truth.keys)):
+                scores = truth.finish(
+                    truth.q[head, part] @ truth.k[head].mT, head, part, truth.visible(part), truth.bias
+                )
+                moved = _weights(scores, truth.total(scores, head, part))
+                moved = moved.mul_(1 - moved)
+                risks[0][head, part] = (moved * k_size[head]).amax(-1)
+                risks[1][head] = risks[1][head].maximum((moved * q_size[head, part, None]).amax(0))
+        highest = torch.maximum(risks[0].amax(-1), risks[1].amax(-1))[:, None]
+        shifts = [(highest / risk).log2().nan_to_num_(0.0).floor_().clamp_(0, _COARSEST) for risk in risks]
+        return shifts[0], shifts[1]
 
     def _checked_rows(self, head: int) -> Tensor:
         rows = self.truth.rows
@@ -290,7 +322,9 @@ class _Encoder:
     def _rounded(self, head: int, c: Tensor) -> tuple[Tensor, Tensor]:
         """One head's integers, those of q multiplied by the squared steps."""
         step = self._steps(c)[head]
-        return (self.q[head] / step).round_().mul_(step**2), (self.k[head] / step).round_()
+        q_unit, k_unit = (shift[head, :, None].exp2() for shift in (self.q_shift, self.k_shift))
+        q = (self.q[head] / (step * q_unit)).round_().mul_(step**2 * q_unit)
+        return q, (self.k[head] / (step * k_unit)).round_().mul_(k_unit)
 
     def _floor(self, head: int) -> float:
         """The error that a page would have without any rounding of q and k: that of a float32 lse or bias."""
@@ -316,24 +350,31 @@ class _Encoder:
 
     def _written(self, c: Tensor, accuracy: float) -> Encoded:
         step = self._steps(c)
-        q, k = ((side / step[:, None]).round_().long() for side in (self.q, self.k))
+        shifts = (self.q_shift, self.k_shift)
+        q, k = (
+            (side / (step[:, None] * shift[..., None].exp2())).round_().long()
+            for side, shift in zip((self.q, self.k), shifts, strict=True)
+        )
+        q_shift, k_shift = (shift.to(torch.uint8).numpy() for shift in shifts)
         compared = (
             self.truth.rows if self.all_rows else min(len(self._checked_rows(head)) for head in range(self.truth.heads))
         )
         bias = None if self.truth.bias is None else self.truth.bias.float().numpy()
-        return Encoded(planes(q), planes(k), (step**2).numpy(), self.lse.numpy(), bias, accuracy, compared)
+        return Encoded(
+            planes(q), planes(k), q_shift, k_shift, (step**2).numpy(), self.lse.numpy(), bias, accuracy, compared
+        )
 
 
 def planes(integers: Tensor) -> np.ndarray:
-    """(H, L, D) integers as zigzag coded byte planes, (H, D, bytes, L), as few as hold the largest.
+    """(H, L, D) integers as zigzag coded byte planes, (bytes, H, D, L), as few as hold the largest.
 
     >>> planes(torch.tensor([[[0], [-1], [1], [300]]])).tolist()
-    [[[[0, 1, 2, 88], [0, 0, 0, 2]]]]
+    [[[[0, 1, 2, 88]]], [[[0, 0, 0, 2]]]]
     """
     coded = ((integers << 1) ^ (integers >> 63)).mT.contiguous().numpy()
     count = max(1, (int(coded.max()).bit_length() + 7) // 8) if coded.size else 1
     split = coded.astype("<u4")[..., None].view(np.uint8)[..., :count]
-    return np.ascontiguousarray(split.swapaxes(-1, -2))
+    return np.ascontiguousarray(np.moveaxis(split, -1, 0))
 
 
 def _balanced(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:

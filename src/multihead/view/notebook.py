@@ -85,7 +85,7 @@ def widget(
         raise ValueError(f"height={height} leaves no room: say how many pixels, for example height={HEIGHT}.")
     made = _widget_class()
     if fits(recording, item=item, most=WHOLE_PAGE):
-        text = page(recording, start=start, item=item, title=title, pictures=pictures)
+        text = page(recording, start=start, item=item, title=title, pictures=pictures, quotable=True)
         return made(repr(recording), text, None, height)
     served = Served(
         recording,
@@ -96,7 +96,7 @@ def widget(
         pictures=pictures,
         kind="frame",
     )
-    return made(repr(recording), html_of(served.document, Data()), served, height)
+    return made(repr(recording), html_of(served.document, Data(), quotable=True), served, height)
 
 
 def shown_in_notebook(recording: Recording) -> tuple[dict[str, object], dict[str, object]]:
@@ -114,7 +114,7 @@ def shown_in_notebook(recording: Recording) -> tuple[dict[str, object], dict[str
         if kernel and find_spec("anywidget") is not None:
             view: Any = widget(recording)
             return view._repr_mimebundle_()
-        text = page(recording) if fits(recording, most=SAVED_PAGE) else None
+        text = page(recording, quotable=True) if fits(recording, most=SAVED_PAGE) else None
     except (ValueError, RecordingError, SourceError) as error:
         return {"text/plain": told, "text/html": _said(told, f"There is no page of it: {error}")}, {}
     return {"text/plain": told, "text/html": _static(told, text)}, {}
