@@ -8,7 +8,7 @@ from multihead import masks
 from multihead.core import AttentionCall, Measurements, Statistics, reference
 from multihead.errors import RecordingError
 from multihead.kernels import measure
-from multihead.recording import Recording, maps
+from multihead.recording import Recording, maps, whole
 from multihead.recording.maps import LayerMap, map_block
 from tests.accuracy import OPTIONS, check, mask_examples, random_call
 from tests.view.made import layer_of, made_call
@@ -224,15 +224,21 @@ def test_a_costly_tile_measures_the_whole_head_once(monkeypatch):
     call = made_call(heads=2, queries=601, keys=571, mask=masks.causal())
     exact, plain = both(call)
     found = LayerMap(layer_of(call))
-    whole = []
-    computed = LayerMap._computed
-    monkeypatch.setattr(LayerMap, "_computed", lambda self, *given: whole.append(given[3]) or computed(self, *given))
+    monkeypatch.setattr(whole, "BAND", 200)
+    bands, pauses = [], []
+    measured = whole.measure
+    monkeypatch.setattr(
+        whole, "measure", lambda *given, queries: bands.append(queries) or measured(*given, queries=queries)
+    )
     assert found.lacks_blocks(1, 3 - 1, 0, 0, "max") is False, "level 2 is finer than the blocks"
     monkeypatch.setattr(maps, "BLOCKS", 200)
     assert found.lacks_blocks(1, 2, 0, 0, "max")
     for pooling in POOLINGS:
-        same(found.tile(1, 2, 0, 0, pooling), exact[1], plain[1], 2, 0, 0, pooling)
-    assert whole == [4]
+        tile = found.tile(1, 2, 0, 0, pooling, pause=lambda: pauses.append(len(bands)))
+        same(tile, exact[1], plain[1], 2, 0, 0, pooling)
+    assert [len(band) for band in bands] == [200, 200, 200, 1]
+    assert torch.cat(bands).equal(torch.arange(601))
+    assert pauses[:4] == [0, 1, 2, 3]
     assert not found.lacks_blocks(1, 2, 0, 0, "max")
     assert found.lacks_blocks(0, 2, 0, 0, "max")
 

@@ -358,6 +358,16 @@ def test_read_again_from_a_file_nothing_differs(tmp_path):
     assert again.traits(item=1, measure=False) == kept.traits(item=1, measure=False)
 
 
+@pytest.mark.parametrize("offset", [1, 2, 3])
+def test_where_the_numbers_lie_in_memory_makes_no_difference(offset):
+    """Files begin their tensors anywhere, and products of a few rows differ in the last bit by where they begin."""
+    layer = selected(random_call(heads=12, kv_heads=12, queries=5, keys=5, dim=64))
+    elsewhere = torch.empty(layer.q.numel() + offset)[offset:].view(layer.q.shape).copy_(layer.q)
+    moved = dataclasses.replace(layer, q=elsewhere)
+    assert moved.q.data_ptr() % 16 == 4 * offset
+    assert recording(moved, tokens=["x"] * 5).traits() == recording(layer, tokens=["x"] * 5).traits()
+
+
 def test_printed_they_are_a_table():
     call = call_of(masks.causal())
     found = recording(selected(call, heads=[0, 3], index=12), tokens=None).traits()

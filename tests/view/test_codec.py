@@ -7,6 +7,7 @@ import torch
 
 from multihead import masks
 from multihead.core import Statistics
+from multihead.errors import RecordingError
 from multihead.view.codec import SAMPLE, Truth, encode, encode_all, planes
 from tests.view.made import layer_of, made_call, true_weights
 
@@ -218,11 +219,11 @@ def test_accuracy_is_checked(accuracy):
 
 def test_what_is_missing_is_named():
     layer = layer_of(made_call(), statistics=Statistics(lse=False))
-    with pytest.raises(ValueError, match="layer 0 was recorded without lse"):
+    with pytest.raises(RecordingError, match="layer 0 holds no log-sum-exp"):
         Truth(layer)
     bare = layer_of(made_call())
     object.__setattr__(bare, "q", None)
-    with pytest.raises(ValueError, match="layer 0 was recorded without q and k"):
+    with pytest.raises(RecordingError, match="layer 0 holds no queries and keys"):
         Truth(bare)
 
 
@@ -267,7 +268,7 @@ def test_all_layers_come_in_order_and_torch_keeps_its_threads():
     assert [encoded.q.shape[3] for encoded in found] == [5, 6, 7, 8, 9, 10, 11]
     assert max(error_of(call, encoded) for call, encoded in zip(calls, found, strict=True)) <= 1e-5
     broken = layer_of(made_call(), statistics=Statistics(lse=False))
-    with pytest.raises(ValueError, match="was recorded without lse"):
+    with pytest.raises(RecordingError, match="holds no log-sum-exp"):
         list(encode_all([broken, layer_of(calls[0])]))
     assert torch.get_num_threads() == threads
     with ThreadPoolExecutor(1) as pool:

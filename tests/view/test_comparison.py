@@ -1,12 +1,17 @@
 """Two recordings on one page, and the blocks that a long text's page brings along."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from multihead import masks
+from multihead import Statistics, masks
+from multihead.kernels import measure
 from multihead.recording import Recording
-from multihead.view.blocks import block_maps, measured_blocks
+from multihead.recording.whole import blocks_of
+from multihead.view import blocks
+from multihead.view.blocks import block_maps
 from multihead.view.comparison import comparison, write_comparison
 from tests.view.made import layer_of, made_call, recording_of, true_weights
 from tests.view.reader import Page
@@ -86,8 +91,23 @@ def test_a_short_text_brings_no_blocks():
 def test_blocks_of_given_weights():
     weights = torch.rand(1, 2, 5, 7).softmax(-1)
     layer = Recording.from_weights([weights], ["q"] * 5, key_tokens=["k"] * 7).layers[0]
-    means, peaks = measured_blocks(layer, 0, (2, 3))
+    means, peaks = blocks_of(layer, 0, (2, 3))
     assert means.shape == peaks.shape == (2, 3, 3)
     torch.testing.assert_close(means[1, 2, 2], weights[0, 1, 4, 6])
     torch.testing.assert_close(means[0, 0, 1], weights[0, 0, :2, 3:6].mean())
     torch.testing.assert_close(peaks[0, 1, 0], weights[0, 0, 2:4, :3].amax())
+
+
+def test_recorded_blocks_are_taken_and_not_measured_again(monkeypatch):
+    call = made_call(queries=1101, keys=1101, heads=2, dim=4, mask=masks.causal())
+    layer = layer_of(call)
+    found = measure(call, Statistics.only(lse=True, blocks=(4, 4), block_peaks=True))[1]
+    made = replace(layer, statistics=found)
+    for values, expected in zip(vars(block_maps(made, 0)).values(), vars(block_maps(layer, 0)).values(), strict=True):
+        torch.testing.assert_close(values, expected, atol=1e-6, rtol=1e-4)
+    monkeypatch.setattr(blocks, "blocks_of", lambda *_: pytest.fail("measured again"))
+    found.blocks.fill_(0.25)
+    found.block_peaks.fill_(0.5)
+    taken = block_maps(made, 0)
+    assert taken.means.eq(0.25).all()
+    assert taken.peaks.eq(0.5).all()

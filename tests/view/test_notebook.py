@@ -125,7 +125,7 @@ class TestShown:
         layer = Layer(**{**vars(unkept.layers[0]), "q": None, "k": None})
         for recording, why in (
             (Recording((), {}), "the recording holds no layer, so there is nothing to show"),
-            (Recording((layer,), unkept.texts), "layer 0 was recorded without q and k"),
+            (Recording((layer,), unkept.texts), "layer 0 holds no queries and keys"),
         ):
             data, metadata = shown_in_notebook(recording)
             assert (set(data), metadata) == ({"text/plain", "text/html"}, {})

@@ -12,6 +12,7 @@ import torch
 
 from multihead import masks
 from multihead.core import Statistics
+from multihead.errors import RecordingError
 from multihead.masks import Mask
 from multihead.recording import Recording
 from multihead.view import page as page_of
@@ -365,12 +366,12 @@ def test_what_a_recording_lacks_is_named():
     with pytest.raises(ValueError, match="the recording holds no layer"):
         page_of(Recording((), {}))
     without_lse = layer_of(made_call(), statistics=Statistics(lse=False), index=7)
-    with pytest.raises(ValueError, match=r"layer 7 was recorded without lse.*Statistics\(lse=True\)"):
+    with pytest.raises(RecordingError, match=r"layer 7 holds no log-sum-exp.*Statistics\(lse=True\)"):
         page_of(recording_of(without_lse))
     bare = layer_of(made_call(), index=3)
     for name in ("q", "k"):
         object.__setattr__(bare, name, None)
-    with pytest.raises(ValueError, match=r"layer 3 was recorded without q and k.*qk=True"):
+    with pytest.raises(RecordingError, match=r"layer 3 holds no queries and keys.*qk=True"):
         page_of(recording_of(bare))
     with pytest.raises(ValueError, match="item=2 out of range: the recording holds 2 sequences, 0 to 1"):
         page_of(recording_of(layer_of(made_call(batch=2))), item=2)
@@ -408,7 +409,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     target = tmp_path / "page.html"
     target.write_text("before")
     good = recording_of(layer_of(made_call()))
-    with pytest.raises(ValueError, match="was recorded without lse"):
+    with pytest.raises(RecordingError, match="holds no log-sum-exp"):
         write_page(recording_of(layer_of(made_call(), statistics=Statistics(lse=False))), target)
     assert target.read_text() == "before"
     assert write_page(good, str(target)) == target

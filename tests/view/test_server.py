@@ -505,7 +505,7 @@ def test_nothing_to_show(tmp_path):
     with pytest.raises(RecordingError, match="there is no sequence 1"):
         opened(made_recording(), item=1)
     bare = replace(layer_of(SELF), q=None, k=None)
-    with pytest.raises(ValueError, match=r"layer 0 was recorded without q and k"):
+    with pytest.raises(RecordingError, match="layer 0 holds no queries and keys"):
         Served(recording_of(bare))
     with pytest.raises(RecordingError, match="cannot read"):
         opened(tmp_path / "gone.safetensors")

@@ -23,6 +23,7 @@ from multihead.masks import Mask
 from multihead.recording.layer import Layer
 from multihead.recording.query import check_item, kept_of, numbers
 from multihead.recording.selection import narrowed, sequence_of
+from multihead.recording.whole import blocks_of
 
 Pooling = Literal["mean", "max"]
 """What a cell says of its weights; hidden pairs count as 0."""
@@ -186,11 +187,22 @@ class LayerMap:
             if self._known(place) is not None:
                 return
             side = _power(max(self.rows, self.keys), BLOCKS)
-            pooled = self._computed(place, range(self.rows), range(self.keys), side, ("mean", "max"), pause)
+            found = blocks_of(self.layer, self.item, (side, side), range(place, place + 1), pause)
+            means, peaks = (cells[0].cpu().float() for cells in found)
             with self._keeping:
-                self._measured[place] = _Blocks(side, pooled)
+                self._measured[place] = _Blocks(side, {"mean": means, "max": peaks})
                 while len(self._measured) > 1 and self._measured_bytes() > MEASURED_BYTES:
                     self._measured.popitem(last=False)
+
+    def recorded(self, level: int, pooling: Pooling) -> Float[Tensor, "head row column"] | None:
+        """All heads at a level from recorded blocks, float32; None where none were recorded that are so fine."""
+        height, width = self.shape(level)
+        side = self._recorded_side
+        if side is None or side > 1 << level or pooling not in self._recorded_names:
+            return None
+        cells = range(height), range(width)
+        maps = (_Blocks(side, {pooling: head}) for head in self._recorded_names[pooling][self.item])
+        return torch.stack([self._from_blocks(blocks, level, *cells, pooling) for blocks in maps])
 
     def _known(self, place: int) -> _Blocks | None:
         """A head's map that was measured, which is thereby the last to be forgotten."""
@@ -264,7 +276,7 @@ class LayerMap:
         if blocks is not None:
             return self._from_blocks(blocks, level, rows, columns, pooling)
         queries, keys = (_spread(cells, level, length) for cells, length in self._axes(rows, columns))
-        return self._computed(place, queries, keys, 1 << level, (pooling,), pause)[pooling]
+        return self._computed(place, queries, keys, 1 << level, pooling, pause)
 
     def _why_not(self, level: int, pooling: Pooling) -> str:
         finest = self.finest(pooling)
@@ -291,31 +303,30 @@ class LayerMap:
         return (_pooled(sums.double() * pairs, factor, pooling).cpu() / (tall[:, None] * wide)).float()
 
     def _computed(
-        self, place: int, rows: range, keys: range, side: int, poolings: tuple[Pooling, ...], pause: Pause | None
-    ) -> dict[str, Tensor]:
+        self, place: int, rows: range, keys: range, side: int, pooling: Pooling, pause: Pause | None
+    ) -> Tensor:
         """Cells of recorded rows and keys, which begin at a cell's edge, from q, k and the log-sum-exp; float32."""
         tall, wide = (math.ceil(len(span) / side) for span in (rows, keys))
         held = self.layer.weights
         device = (kept_of(self.layer)[0] if held is None else held).device
         # a mean is the sum of many pieces' sums
-        dtypes = {"mean": accumulation_dtype(device), "max": torch.float32}
-        found = {pooling: torch.zeros(tall, wide, dtype=dtypes[pooling], device=device) for pooling in poolings}
+        dtype = accumulation_dtype(device) if pooling == "mean" else torch.float32
+        cells = torch.zeros(tall, wide, dtype=dtype, device=device)
         for top, left, piece in self._pieces(place, rows, keys, side, pause):
             row, column = (top - rows.start) // side, (left - keys.start) // side
-            for pooling, cells in found.items():
-                pooled = _pooled(piece, side, pooling)
-                there = cells[row : row + pooled.shape[0], column : column + pooled.shape[1]]
-                if pooling == "mean":
-                    there += pooled
-                else:
-                    torch.maximum(there, pooled.to(there.dtype), out=there)
-        if "mean" in found:
+            pooled = _pooled(piece, side, pooling)
+            there = cells[row : row + pooled.shape[0], column : column + pooled.shape[1]]
+            if pooling == "mean":
+                there += pooled
+            else:
+                torch.maximum(there, pooled.to(dtype), out=there)
+        if pooling == "mean":
             heights, widths = (
                 _sides(range(span.start // side, span.start // side + count), side, span.stop)
                 for span, count in ((rows, tall), (keys, wide))
             )
-            found["mean"] /= (heights[:, None] * widths).to(device)
-        return {pooling: cells.cpu().float() for pooling, cells in found.items()}
+            cells /= (heights[:, None] * widths).to(device)
+        return cells.cpu().float()
 
     def _pieces(
         self, place: int, rows: range, keys: range, side: int, pause: Pause | None

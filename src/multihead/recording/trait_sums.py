@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from multihead.core import AttentionCall, MassOn, Measurements, PartOfMask, RowStatistic, Statistics, WeightTile
+from multihead.core import MassOn, Measurements, RowStatistic, Statistics, WeightTile
 from multihead.kernels import measure
 from multihead.masks import Mask
 from multihead.recording.layer import Layer
 from multihead.recording.selection import hidden_as_padding, sequence_of
+from multihead.recording.whole import call_of, mask_of, sink_of
 
 if TYPE_CHECKING:
     from multihead.recording.recording import Recording
@@ -101,7 +102,7 @@ def _visibility(layer: Layer, item: int, real: Tensor, *, by_pairs: bool) -> tup
     if layer.mask is None:
         some = torch.full((1, keys), bool(real.any()), device=device)
         return torch.full((1, count), keys, device=device), some
-    mask = _mask_of(layer, item, layer.mask, device)
+    mask = mask_of(layer, item, layer.mask, device)
     spans = mask.spans(torch.arange(count, device=device), layer.sizes)
     if spans is not None:
         first, stop = (side[0].clamp(0, keys).expand(-1, count) for side in spans)
@@ -138,23 +139,18 @@ def _counted(mask: Mask, layer: Layer, real: Tensor) -> tuple[Tensor, Tensor]:
     return visible, seen
 
 
-def _mask_of(layer: Layer, item: int, mask: Mask, device: torch.device) -> Mask:
-    queries = None if layer.queries is None else torch.tensor(layer.queries, dtype=torch.int64, device=device)
-    return PartOfMask(mask, layer.sizes, item, torch.tensor(layer.heads, device=device), queries)
-
-
 def recorded(layer: Layer, item: int, seen: Seen) -> dict[str, Tensor]:
     """What the layer's statistics say exactly: (heads, queries), or (heads,) and (heads, keys) of sums over queries."""
     own = {
         name: (tensor[item] if layer.axes(name)[0] == "batch" else tensor).cpu()
         for name, tensor in layer.statistics.named().items()
     }
-    known = {name: own[name] for name in ("entropy", "sink") if name in own}
-    if "sink" not in known and layer.sinks is None:
+    known = {"entropy": own["entropy"]} if "entropy" in own else {}
+    sink = sink_of(layer, item)
+    if sink is not None:
+        known["sink"] = sink.cpu()
+    elif layer.sinks is None:
         known["sink"] = seen.real.new_zeros(len(layer.heads), len(seen.real), dtype=torch.float64)
-    elif "sink" not in known and layer.sinks is not None and "lse" in own:
-        lse = own["lse"].double()
-        known["sink"] = (layer.sinks.cpu().double()[:, None] - lse).exp().masked_fill(lse == -torch.inf, 0.0)
     if seen.first in (chosen := own["column_keys"].tolist() if "columns" in own else []):
         known["first"] = own["columns"][:, :, chosen.index(seen.first)]
     # sums over queries hold those that are padding too
@@ -257,7 +253,7 @@ def measured(
     )
     places = seen.real.nonzero()[:, 0]
     chosen = None if len(places) == len(seen.real) else places.to(layer.q.device)
-    _, found = measure(_call(layer, item), asked, queries=chosen)
+    _, found = measure(call_of(layer, item), asked, queries=chosen)
     return dict(_spread_out(found, places, len(seen.real)))
 
 
@@ -286,12 +282,3 @@ def _spread_out(found: Measurements, places: Tensor, count: int) -> Iterator[tup
             whole = values.new_zeros(len(values), count)
             whole[:, places] = values
             yield {"columns": "first"}.get(name, name.removeprefix("row_statistics.")), whole
-
-
-def _call(layer: Layer, item: int) -> AttentionCall:
-    """The kept heads and queries of one sequence as an attention."""
-    assert layer.q is not None and layer.k is not None  # noqa: S101, PT018  callers ask only where they are
-    q, k = layer.q[item : item + 1], layer.k[item : item + 1, list(layer.kv_heads)]
-    mask = None if layer.mask is None else _mask_of(layer, item, layer.mask, q.device)
-    bias = None if layer.bias is None else sequence_of(layer.bias, item)
-    return AttentionCall(q, k, k[..., :1], mask, bias, layer.scale, layer.softcap, layer.sinks)

@@ -12,11 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from multihead.core import AttentionCall, PartOfMask, Statistics
-from multihead.core.statistics import block_cells, block_means
-from multihead.kernels import measure
+from multihead.core.statistics import block_cells
 from multihead.recording import Layer
-from multihead.view.codec import kept
+from multihead.recording.maps import LayerMap
+from multihead.recording.whole import blocks_of
 
 CELLS = 1024
 """Blocks a side that a page carries at most. A text with no more tokens needs none: its map is computed in a moment."""
@@ -42,44 +41,20 @@ class BlockMaps:
 
 
 def block_maps(layer: Layer, item: int) -> BlockMaps | None:
-    """The blocks of a layer with a long text; None for a short one.
+    """The blocks of a layer with a long text, as recorded if they are there, else measured; None for a short one.
 
     Raises:
-        ValueError: they were not recorded, and neither were q, k and lse to measure them.
+        RecordingError: they were not recorded, and neither were q, k and lse to measure them.
     """
     longest = max(layer.query_count, layer.sizes.keys)
     if longest <= CELLS:
         return None
     side = max(SMALLEST, 1 << math.ceil(math.log2(longest / CELLS)))
-    means, peaks = measured_blocks(layer, item, (side, side))
+    known, level = LayerMap(layer, item), side.bit_length() - 1
+    means, peaks = (known.recorded(level, pooling) for pooling in ("mean", "max"))
+    if means is None or peaks is None:
+        means, peaks = blocks_of(layer, item, (side, side))
     return BlockMaps(side, means, peaks, layer.sizes.keys)
-
-
-def measured_blocks(
-    layer: Layer, item: int, blocks: tuple[int, int]
-) -> tuple[Float[Tensor, "head row column"], Float[Tensor, "head row column"]]:
-    """Mean and largest weight of each block of recorded queries × keys, from q and k or from the weights themselves."""
-    if layer.weights is not None:
-        return _blocks_of(layer.weights[item], blocks)
-    q, k, _ = kept(layer)
-    bias = None if layer.bias is None else layer.bias[[min(item, layer.bias.shape[0] - 1)]]
-    k = k[[item]][:, list(layer.kv_heads)]
-    mask = None
-    if layer.mask is not None:
-        queries = None if layer.queries is None else torch.tensor(layer.queries)
-        mask = PartOfMask(layer.mask, layer.sizes, item, torch.tensor(layer.heads), queries)
-    # the CPU kernel wants values, of whatever kind
-    call = AttentionCall(q[[item]], k, k[..., :1], mask, bias, layer.scale, layer.softcap, layer.sinks)
-    found = measure(call, Statistics.only(blocks=blocks, block_peaks=True))[1].named()
-    return found["blocks"][0], found["block_peaks"][0]
-
-
-def _blocks_of(weights: Tensor, blocks: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    height, width = blocks
-    queries, keys = weights.shape[1:]
-    whole = torch.nn.functional.pad(weights, (0, -keys % width, 0, -queries % height))
-    cells = whole.unflatten(2, (-1, width)).unflatten(1, (-1, height))
-    return block_means(cells.sum((2, 4)), blocks, queries, keys), cells.amax((2, 4))
 
 
 def _coded(values: Tensor) -> np.ndarray:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from multihead.recording import Layer
+from multihead.recording.query import kept_of
 
 ACCURACY = 9e-6
 """The largest difference between a weight drawn and the recorded one, unless the caller says otherwise.
@@ -75,31 +76,16 @@ class Encoded:
     """Rows of each head that were compared."""
 
 
-def kept(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and lse of a layer.
-
-    Raises:
-        ValueError: they were not recorded.
-    """
-    q, k, lse = layer.q, layer.k, layer.statistics.lse
-    if q is None or k is None or lse is None:
-        missing = [name for name, tensor in (("q and k", q), ("lse", lse)) if tensor is None]
-        raise ValueError(
-            f"layer {layer.index} was recorded without {' and '.join(missing)}, from which a page computes its "
-            "weights: observe with qk=True and Statistics(lse=True)."
-        )
-    return q, k, lse
-
-
 class Truth:
     """The weights of one layer and one sequence of the batch, in float64, some rows of one head at a time.
 
     Raises:
-        ValueError: q, k or lse were not kept, or NaN or inf reach the weights.
+        RecordingError: q, k or the log-sum-exp were not kept.
+        ValueError: NaN or inf reach the weights.
     """
 
     def __init__(self, layer: Layer, item: int = 0) -> None:
-        q, k, lse = kept(layer)
+        q, k, lse = kept_of(layer)
         self.layer, self.item = layer, item
         self.q = _finite(q[item]).mul_(layer.scale)
         self.k = _finite(k[item, list(layer.kv_heads)])
@@ -181,6 +167,7 @@ def encode(layer: Layer, *, item: int = 0, accuracy: float = ACCURACY, budget: i
     Memory and time: O(H · (Lq + Lk) · D), and the compared weights, a chunk at a time.
 
     Raises:
+        RecordingError: as :class:`Truth`.
         ValueError: as :class:`Truth`, or accuracy is not positive.
     """
     if not 0 < accuracy < 1:

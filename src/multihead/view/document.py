@@ -14,9 +14,10 @@ from multihead import masks
 from multihead.masks import Mask
 from multihead.recording import PROMPT_TOKENS, Layer, Recording
 from multihead.recording.query import weights
+from multihead.recording.whole import blocks_of, sink_of
 from multihead.version import __version__
-from multihead.view.blocks import BlockMaps, block_maps, measured_blocks
-from multihead.view.codec import Encoded, kept
+from multihead.view.blocks import BlockMaps, block_maps
+from multihead.view.codec import Encoded
 from multihead.view.rounded import Rounded
 
 VERSION = 2
@@ -225,7 +226,7 @@ def layer_entry(layer: Layer, encoded: Encoded | Rounded, texts: dict[str, list[
         **_named(layer, where, texts),
         **_numbers(encoded, data),
         "mask": _mask_node(layer.mask, layer, where, item, data),
-        "sink": _optional(_sink(layer, item), data),
+        "sink": _optional(sink_of(layer, item), data),
         "entropy": _optional(_entropy(layer, item), data),
         "overview": data.add(cells, "u8"),
         "overview_peak": data.add(peak, "f32"),
@@ -297,15 +298,6 @@ def _entropy(layer: Layer, item: int) -> Tensor | None:
     return (
         layer.statistics.entropy[item] if layer.weights is not None and layer.statistics.entropy is not None else None
     )
-
-
-def _sink(layer: Layer, item: int) -> Tensor | None:
-    if layer.statistics.sink is not None:
-        return layer.statistics.sink[item]
-    if layer.sinks is None:
-        return None
-    lse = kept(layer)[2][item].double()
-    return (layer.sinks.double()[:, None] - lse).exp().masked_fill(lse == -torch.inf, 0.0)
 
 
 def _mask_node(mask: Mask | None, layer: Layer, where: Placement, item: int, data: Data) -> Node | None:
@@ -381,7 +373,7 @@ def overview(layer: Layer, item: int, maps: BlockMaps | None = None) -> Tensor:
     else:
         lengths = (layer.query_count, layer.sizes.keys)
         height, width = (max(1, math.ceil(length / CELLS)) for length in lengths)
-        means, _ = measured_blocks(layer, item, (height, width))
+        means, _ = blocks_of(layer, item, (height, width))
     return _shrunk(means)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from multihead.files import written_whole
 from multihead.recording import Layer, Recording
-from multihead.view.codec import ACCURACY, Encoded, encode_all, kept
+from multihead.recording.query import kept_of
+from multihead.view.codec import ACCURACY, Encoded, encode_all
 from multihead.view.document import Data, Node, document_of, layer_entry, placement, sevens, texts_of
 from multihead.view.heads import described
 from multihead.view.opening import start as opening
@@ -81,8 +82,9 @@ def page(
         heads of 32 dimensions. Of weights that were given it is O(tokens²).
 
     Raises:
-        ValueError: the recording holds no layer, or one without q, k and lse and without weights; its texts do not
-            fit; a picture fits no text; or the page would pass 64 MB.
+        ValueError: the recording holds no layer; its texts do not fit; a picture fits no text; or the page would pass
+            64 MB.
+        RecordingError: a layer holds neither weights nor q, k and the log-sum-exp.
         FileNotFoundError: the viewer's bundle is missing from this installation.
         ImportError: there are pictures and no Pillow.
     """
@@ -160,7 +162,7 @@ def write_page(
     Raises:
         OSError: the file cannot be written; ``IsADirectoryError`` over a folder, ``FileExistsError`` over a pipe, a
             socket or a device.
-        ValueError: as :func:`page`.
+        ValueError, RecordingError: as :func:`page`.
     """
     text = page(recording, title=title, start=start, item=item, accuracy=accuracy, pictures=pictures)
     with written_whole(path) as part:
@@ -215,7 +217,7 @@ def static(name: str) -> str:
 
 
 def check_shown(recording: Recording, item: int) -> None:
-    """Raise ``ValueError`` unless there is something of this sequence to show."""
+    """Raise ``ValueError`` or ``RecordingError`` unless there is something of this sequence to show."""
     if not recording.layers:
         raise ValueError("the recording holds no layer, so there is nothing to show: observe at least one.")
     batch = min(layer.sizes.batch for layer in recording.layers)
@@ -223,7 +225,7 @@ def check_shown(recording: Recording, item: int) -> None:
         raise ValueError(f"item={item} out of range: the recording holds {batch} sequences, 0 to {batch - 1}.")
     for layer in recording.layers:
         if layer.weights is None:
-            kept(layer)
+            kept_of(layer)
 
 
 def check_size(layers: tuple[Layer, ...], item: int, accuracy: float) -> None:
@@ -269,7 +271,7 @@ def _estimated(layer: Layer, item: int, accuracy: float) -> float:
         return compressed_bytes(layer.weights, item=item) * _TEXT
     bits = _BITS + math.log2(ACCURACY / accuracy) if accuracy > 0 else _BITS
     heads, queries, keys = len(layer.heads), layer.query_count, layer.sizes.keys
-    numbers = heads * (queries + keys) * kept(layer)[0].shape[-1] * min(max(bits, 1.0), 32.0) / 8
+    numbers = heads * (queries + keys) * kept_of(layer)[0].shape[-1] * min(max(bits, 1.0), 32.0) / 8
     bias = 0 if layer.bias is None else (heads if layer.bias.shape[1] != 1 else 1) * queries * keys * 3.7
     return (numbers + bias + heads * (6 * queries + keys)) * _TEXT
 

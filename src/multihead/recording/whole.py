@@ -1,0 +1,120 @@
+"""What a layer kept of one sequence as one attention again, and what is measured of it anew."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from multihead.core import AttentionCall, PartOfMask, Statistics
+from multihead.core.statistics import block_means
+from multihead.kernels import measure
+from multihead.masks import Mask
+from multihead.recording.layer import Layer
+from multihead.recording.query import kept_of
+from multihead.recording.selection import sequence_of
+
+BAND = 4096
+"""Queries that are measured between two pauses."""
+
+_ALIGNMENT = 64
+"""Bytes: where torch begins the memory it takes."""
+
+
+def call_of(layer: Layer, item: int, places: range | None = None) -> AttentionCall:
+    """The kept queries and some of the kept heads of one sequence as an attention; its values mean nothing.
+
+    Args:
+        layer: with q, k and the log-sum-exp.
+        item: the sequence in the batch.
+        places: of heads among those kept; None: all.
+
+    Raises:
+        RecordingError: q, k or the log-sum-exp were not kept.
+    """
+    q, k, _ = kept_of(layer)
+    places = range(len(layer.heads)) if places is None else places
+    heads = slice(places.start, places.stop)
+    q, k = _aligned(q[item : item + 1, heads]), k[item : item + 1, list(layer.kv_heads[heads])]
+    bias = None if layer.bias is None else sequence_of(layer.bias, item)
+    bias = bias if bias is None or bias.shape[1] == 1 else bias[:, heads]
+    mask = None if layer.mask is None else mask_of(layer, item, layer.mask, q.device, places)
+    sinks = None if layer.sinks is None else layer.sinks[heads]
+    # the CPU kernel wants values, of whatever kind
+    return AttentionCall(q, k, k[..., :1], mask, bias, layer.scale, layer.softcap, sinks)
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """A tensor that begins where a fresh one does: products of a few rows differ in the last bit by where they lie.
+
+    So what is read from a file has the same numbers as what was saved.
+    """
+    return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
+
+
+def mask_of(layer: Layer, item: int, mask: Mask, device: torch.device, places: range | None = None) -> Mask:
+    """A layer's mask about the kept queries and some of the kept heads of one sequence."""
+    queries = None if layer.queries is None else torch.tensor(layer.queries, dtype=torch.int64, device=device)
+    heads = layer.heads if places is None else layer.heads[places.start : places.stop]
+    return PartOfMask(mask, layer.sizes, item, torch.tensor(heads, device=device), queries)
+
+
+@torch.no_grad()
+def blocks_of(
+    layer: Layer,
+    item: int,
+    blocks: tuple[int, int],
+    places: range | None = None,
+    pause: Callable[[], None] | None = None,
+) -> tuple[Float[Tensor, "head row column"], Float[Tensor, "head row column"]]:
+    """Mean and largest weight of each block of kept queries × keys, from q and k or from the weights themselves.
+
+    Args:
+        layer: with q, k and the log-sum-exp, or with weights.
+        item: the sequence in the batch.
+        blocks: queries and keys of a block.
+        places: of heads among those kept; None: all.
+        pause: called every few thousand queries; it may raise to stop.
+
+    Raises:
+        RecordingError: neither was kept.
+    """
+    places = range(len(layer.heads)) if places is None else places
+    if layer.weights is not None:
+        return _pooled(layer.weights[item, places.start : places.stop], blocks)
+    call, count = call_of(layer, item, places), layer.query_count
+    asked = Statistics.only(blocks=blocks, block_peaks=True)
+    if pause is None or count <= BAND:
+        bands = [None]
+    else:
+        bands = torch.arange(count, device=call.q.device).split(max(blocks[0], BAND // blocks[0] * blocks[0]))
+    means, peaks = [], []
+    for queries in bands:
+        if pause is not None:
+            pause()
+        found = measure(call, asked, queries=queries)[1].named()
+        means.append(found["blocks"][0])
+        peaks.append(found["block_peaks"][0])
+    return torch.cat(means, dim=1), torch.cat(peaks, dim=1)
+
+
+def _pooled(weights: Float[Tensor, "head query key"], blocks: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    height, width = blocks
+    queries, keys = weights.shape[1:]
+    whole = torch.nn.functional.pad(weights, (0, -keys % width, 0, -queries % height))
+    cells = whole.unflatten(2, (-1, width)).unflatten(1, (-1, height))
+    return block_means(cells.sum((2, 4)), blocks, queries, keys), cells.amax((2, 4))
+
+
+def sink_of(layer: Layer, item: int) -> Float[Tensor, "head query"] | None:
+    """The probability that went to learned sinks: as recorded, else from the sinks and the log-sum-exp.
+
+    None where there are no sinks, or no log-sum-exp to tell.
+    """
+    recorded, lse = layer.statistics.sink, layer.statistics.lse
+    if recorded is not None:
+        return recorded[item]
+    if layer.sinks is None or lse is None:
+        return None
+    own = lse[item].double()
+    return (layer.sinks.double()[:, None] - own).exp().masked_fill(own == -torch.inf, 0.0)
