@@ -249,3 +249,14 @@ def test_what_a_model_wrote_is_marked(opened):  # noqa: F811
     for kind, side, size in (("row", "y", "height"), ("column", "x", "width")):
         written = shown.tab.locator(f".written.{kind}").bounding_box()
         assert written[side] - frame[side] == pytest.approx(7 / 12 * frame[size], abs=2)
+    shown.tab.keyboard.press("v")
+    for side in ("query", "key"):
+        assert [row.get_attribute("data-token") for row in shown.tab.locator(f".column.{side} .answers").all()] == ["7"]
+        label = shown.tab.locator(f".column.{side}").get_attribute("aria-label")
+        assert label.endswith("text, written from token 7 on")
+    shown.tab.keyboard.press("v")
+    begins = shown.tab.locator(".answer-begins")
+    assert begins.inner_text() == "written from here on"
+    top = begins.bounding_box()["y"]
+    places = [shown.tab.locator(f'.flow .token[data-token="{token}"]').bounding_box()["y"] for token in (6, 7)]
+    assert places[0] < top < places[1]

@@ -1,5 +1,6 @@
 // A text as a column of tokens that makes only the rows in sight, so that its length does not matter.
 
+import type { Text } from "./document";
 import { h, set, tokenText } from "./dom";
 import { readerOf, type TextReader } from "./spelling";
 import { plain } from "./tokens";
@@ -20,6 +21,7 @@ export class TokenColumn {
   decorate: (token: number) => Decoration = () => ({ focused: false, muted: false, note: null, tint: "" });
   row = 22;
   #reader: TextReader = readerOf([]);
+  #prompt: number | null = null;
   #marks = false;
   #made = new Map<number, HTMLElement>();
 
@@ -31,11 +33,12 @@ export class TokenColumn {
     }, { passive: true });
   }
 
-  show(tokens: readonly string[], label: string, row: number, marks: boolean): void {
+  show({ tokens, prompt }: Text, label: string, row: number, marks: boolean): void {
     set(this.element, "aria-label", label);
     const same = tokens === this.#reader.tokens && row === this.row;
     if (same && marks === this.#marks) return;
     this.#reader = readerOf(tokens);
+    this.#prompt = prompt;
     this.#marks = marks;
     this.row = row;
     this.rows.style.height = `${tokens.length * row}px`;
@@ -84,6 +87,7 @@ export class TokenColumn {
       if (this.#made.has(token)) continue;
       const row = h("div", { class: "token", role: "option", id: `${this.side}-${token}`, "data-token": token, "data-side": this.side });
       row.append(h("span", { class: "position", "aria-hidden": true }, String(token)), tokenText(this.#reader.pieces(token, this.#marks)), h("span", { class: "note" }));
+      row.classList.toggle("answers", token > 0 && token === this.#prompt);
       row.title = `${plain(this.#reader.tokens[token]!)}  (${token})`;
       row.style.transform = `translateY(${token * this.row}px)`;
       this.#made.set(token, row);

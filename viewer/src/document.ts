@@ -17,6 +17,11 @@ export interface Text {
   readonly sound: Sound | null;
 }
 
+/** A text's name, and which of its tokens were written. */
+export function describe({ name, tokens, prompt }: Text): string {
+  return prompt === null || prompt >= tokens.length ? name : `${name}, written from token ${prompt} on`;
+}
+
 export interface Layer {
   /** Place in the page's list of layers. */
   readonly position: number;

@@ -1,7 +1,9 @@
 // One text as running text, in blocks of some hundred tokens that are in the document only near the window.
 
+import { describe, type Text } from "./document";
 import { h, nodesOf, set } from "./dom";
 import { isRightToLeft, readerOf, type TextReader } from "./spelling";
+import { LONG_TEXT } from "./state";
 import { plain, type Piece } from "./tokens";
 
 /** Tokens a block: it ends after a line feed, else after a sentence, else before a space, nearest to the middle of these. */
@@ -68,8 +70,8 @@ export class Flow {
   #measured = 0;
   #expected = 0;
 
-  constructor(readonly place: number, tokens: readonly string[], readonly marks: boolean, label: string, short: boolean) {
-    this.reader = readerOf(tokens);
+  constructor(readonly place: number, readonly text: Text, readonly marks: boolean) {
+    this.reader = readerOf(text.tokens);
     const right = this.reader.rightToLeft;
     let from = 0;
     this.blocks = blockEnds(this.reader).map((to) => {
@@ -78,7 +80,8 @@ export class Flow {
       return block;
     });
     this.element = h("div", {
-      class: short ? "flow short" : "flow", role: "listbox", tabindex: 0, "aria-label": label, dir: right ? "rtl" : "ltr",
+      class: text.tokens.length <= LONG_TEXT ? "flow short" : "flow", role: "listbox", tabindex: 0,
+      "aria-label": `tokens: ${describe(text)}`, dir: right ? "rtl" : "ltr",
     }, ...this.blocks.map((block) => block.element));
   }
 
@@ -131,6 +134,10 @@ export class Flow {
     let running: "ltr" | "rtl" | null = null;
     for (let i = block.from; i < block.to; i++) {
       const pieces = this.reader.pieces(i, this.marks);
+      if (i > 0 && i === this.text.prompt) {
+        running = null;
+        nodes.push(h("span", { class: "answer-begins", "aria-hidden": true }, "written from here on"));
+      }
       const direction = directionOf(pieces);
       // Letters of the other direction, and those that join, need their neighbours: they are isolated together.
       const together = direction !== null && direction === running && (direction === "rtl" || this.reader.rightToLeft);

@@ -2,6 +2,7 @@
 
 import { headColour, tint } from "./colours";
 import { TokenColumn, type Decoration } from "./column";
+import { describe } from "./document";
 import { h, frame, replace, set } from "./dom";
 import { focusOf, type Focus, type State, type Store } from "./state";
 import { positionOf, spread, type Partner, type Spread } from "./targets";
@@ -142,8 +143,8 @@ export class Ladder {
     const row = count > FITTED ? least + 4 : Math.min(Math.max(Math.floor(room / count), least), most);
     this.element.style.setProperty("--row", `${row}px`);
     this.element.style.setProperty("--height", `${count > FITTED ? Math.min(room, count * row) : count * row}px`);
-    this.#query.show(query.tokens, `queries: ${query.name}`, row, this.store.state.marks);
-    this.#key.show(key.tokens, `keys: ${key.name}`, row, this.store.state.marks);
+    this.#query.show(query, `queries: ${describe(query)}`, row, this.store.state.marks);
+    this.#key.show(key, `keys: ${describe(key)}`, row, this.store.state.marks);
   }
 
   #findHeaviest(): void {

@@ -5,7 +5,7 @@ import { h, replace, tokenText } from "./dom";
 import { piecesOf } from "./spelling";
 import { layerLabel, tokenAt, type Focus, type State, type Store } from "./state";
 import type { Partner } from "./targets";
-import { formatWeight, isSpecial } from "./tokens";
+import { counted, formatWeight, isSpecial } from "./tokens";
 
 const FIRST = 8;
 const FIRST_SPECIAL = 2;
@@ -65,8 +65,8 @@ export class Relations {
     const { state } = this.store;
     const token = tokenText(piecesOf(this.store, focus.text, focus.token));
     const count = this.#partners.length;
-    const heads = count === 1 ? "1 head" : `${count} heads`;
-    const title = focus.direction === "out" ? h("h2", {}, `Where ${heads} send `, token) : h("h2", {}, "Who looks at ", token, ` in ${heads}`);
+    const heads = counted(count, "head");
+    const title = focus.direction === "out" ? h("h2", {}, `Where ${heads} ${count === 1 ? "sends" : "send"} `, token) : h("h2", {}, "Who looks at ", token, ` in ${heads}`);
     const words = this.#groups.filter((group) => !group.special);
     const specials = this.#groups.filter((group) => group.special);
     const shown = this.#all ? this.#groups : [...words.slice(0, FIRST), ...specials.slice(0, FIRST_SPECIAL)];
@@ -74,7 +74,7 @@ export class Relations {
     replace(this.element, title,
       h("p", { class: "quiet" }, `Each chip is one head, named layer.head, beside ${focus.direction === "out" ? "the token it favours most" : "the token that favours it most"}; the stronger, the fuller its colour.`),
       h("ol", {}, ...shown.map((group) => this.#row(group, state))),
-      rest > 0 && h("button", { type: "button", class: "more", "data-all": true }, rest === 1 ? "+1 more token" : `+${rest} more tokens`));
+      rest > 0 && h("button", { type: "button", class: "more", "data-all": true }, `+${counted(rest, "more token")}`));
   }
 
   #row(group: Group, state: State): HTMLElement {
@@ -85,7 +85,7 @@ export class Relations {
     const rest = group.partners.length - chips.length;
     row.append(h("span", { class: "what" }, tokenText(piecesOf(this.store, group.text, group.token)), " ", h("small", {}, texts.length > 1 ? `${texts[group.text]!.name} ${group.token}` : String(group.token))),
       h("span", { class: "number" }, formatWeight(group.partners[0]!.weight, 2)),
-      h("span", { class: "chips" }, ...chips, rest > 0 && h("span", { class: "quiet" }, `+${rest} heads`)));
+      h("span", { class: "chips" }, ...chips, rest > 0 && h("span", { class: "quiet" }, `+${counted(rest, "head")}`)));
     return row;
   }
 

@@ -6,7 +6,7 @@ import type { Search } from "./search";
 import { piecesOf } from "./spelling";
 import { focusOf, layerLabel, type Store } from "./state";
 import type { Partner } from "./targets";
-import { formatWeight } from "./tokens";
+import { counted, formatWeight } from "./tokens";
 
 export function header(page: Page, search: Search, turnTheme: () => void, openHelp: () => void): HTMLElement {
   return h("header", { class: "top" },
@@ -23,7 +23,7 @@ export function footer(page: Page): HTMLElement {
   const measured = page.source !== "page" || Number.isNaN(page.accuracy) ? "" : ` Each weight is within ${accuracy(page.accuracy)} of the recorded one.`;
   return h("footer", {},
     h("p", {}, h("strong", {}, "Attention is not explanation."), " A weight says how much of a key's value a head mixes in, not why the model answered as it did."),
-    h("p", { class: "accuracy", "data-accuracy": page.accuracy }, `${page.layers.length} layers, ${heads} heads; ${origin(page)}.${measured}`),
+    h("p", { class: "accuracy", "data-accuracy": page.accuracy }, `${counted(page.layers.length, "layer")}, ${counted(heads, "head")}; ${origin(page)}.${measured}`),
     rows.length > 0 && h("details", {}, h("summary", {}, "Provenance"), h("dl", {}, ...rows)));
 }
 

@@ -4,7 +4,7 @@ import { headColour, tint } from "./colours";
 import { frame, h, replace, set } from "./dom";
 import { Flow } from "./flow";
 import { Shading } from "./shading";
-import { focusOf, LONG_TEXT, type Direction, type Focus, type State, type Store } from "./state";
+import { focusOf, type Direction, type Focus, type State, type Store } from "./state";
 import { Whereabouts, type Section } from "./whereabouts";
 import { spread, type Spread } from "./targets";
 import { formatWeight } from "./tokens";
@@ -77,8 +77,7 @@ export class TextView {
     const texts = layer.queryText === layer.keyText ? [layer.queryText] : [layer.queryText, layer.keyText];
     this.#dressed = [];
     this.#flows = texts.map((text) => {
-      const { name, tokens } = page.texts[text]!;
-      const flow = new Flow(text, tokens, state.marks, `tokens: ${name}`, tokens.length <= LONG_TEXT);
+      const flow = new Flow(text, page.texts[text]!, state.marks);
       flow.dress = (span, token) => this.#dress(span, token, text);
       return flow;
     });

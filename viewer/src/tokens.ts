@@ -89,6 +89,8 @@ export function isSpecial(token: string): boolean {
   return !/^<(0x)?[\dA-F]{2}>$/.test(token) && /^(\[[A-Z]+\d*\]|<[^<>\s]+>|<\|[^<>\s]+\|>)$/.test(token);
 }
 
+export const counted = (count: number, noun: string): string => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
 export function formatWeight(weight: number, digits = 3): string {
   const smallest = 10 ** -digits;
   return weight > 0 && weight < smallest / 2 ? `<${smallest.toFixed(digits)}` : weight.toFixed(digits);

@@ -5,7 +5,7 @@ import { frame, h, replace, set, tokenText } from "../dom";
 import { Flow } from "../flow";
 import { Shading } from "../shading";
 import { piecesOf } from "../spelling";
-import { LONG_TEXT, type Store } from "../state";
+import type { Store } from "../state";
 import { plain, formatWeight } from "../tokens";
 import type { HeadWeights, Shown } from "./shown";
 
@@ -29,8 +29,7 @@ export class Words {
   #revealed: number | null = null;
 
   constructor(store: Store, readonly text: number) {
-    const { name, tokens } = store.page.texts[text]!;
-    this.#flow = new Flow(text, tokens, store.state.marks, `tokens: ${name}`, tokens.length <= LONG_TEXT);
+    this.#flow = new Flow(text, store.page.texts[text]!, store.state.marks);
     this.#flow.dress = (span, token) => this.#dress(span, token);
     this.element = h("div", { class: "picture-words" }, this.#flow.element);
     const sight = new IntersectionObserver((entries) => {
