@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from multihead.conventions import in_words
 from multihead.core import Statistics
 from multihead.errors import SourceError
-from multihead.hub import first_sentence, from_hub, quiet_transformers
+from multihead.hub import first_sentence, quiet_transformers, with_name
 from multihead.lens import observe
 from multihead.pixels import LARGEST_SIDE, as_picture, patch_names
 from multihead.recording import Layer, Recording
@@ -67,18 +66,8 @@ def load_model(name: str | Path) -> ImageModel:
         SourceError: it is not there, cannot be opened or fetched, is no vision model, or a package is missing.
     """
     _require_packages()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        for needed in (("config.json",), _PROCESSORS):
-            if not any((folder / file).is_file() for file in needed):
-                raise SourceError(
-                    f"the folder {str(name)!r} holds no vision model: it has no {in_words(needed, 'or')}."
-                )
-        return _loaded(folder, folder.resolve().name, local=True)
-    hub_name = str(name)
-    if folder.exists() or hub_name.count("/") > 1 or hub_name.startswith((".", "~", "/")) or "\\" in hub_name:
-        raise SourceError(f"there is no model folder {hub_name!r}: {_OTHERWISE}.")
-    return from_hub(hub_name, lambda local: _loaded(hub_name, hub_name, local=local), otherwise=_OTHERWISE)
+    files = (("config.json",), _PROCESSORS)
+    return with_name(name, _loaded, kind="vision model", files=files, otherwise=_OTHERWISE)
 
 
 def read(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from multihead.core import Statistics
 from multihead.errors import SourceError
-from multihead.hub import first_sentence, from_hub, quiet_transformers
+from multihead.hub import first_sentence, quiet_transformers, with_name
 from multihead.lens import observe
 from multihead.recording import Recording
 from multihead.recording.maps import map_block
@@ -75,15 +75,7 @@ def load_model(name: str | Path | None = None) -> TextModel:
     _require_transformers()
     if name is None:
         return _loaded(_demo_folder(), DEMO_NAME, local=True)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise SourceError(f"the folder {str(name)!r} holds no model: it has no config.json.")
-        return _loaded(folder, folder.resolve().name, local=True)
-    hub_name = str(name)
-    if folder.exists() or hub_name.count("/") > 1 or hub_name.startswith((".", "~", "/")) or "\\" in hub_name:
-        raise SourceError(f"there is no model folder {hub_name!r}: {_OTHERWISE}.")
-    return from_hub(hub_name, lambda local: _loaded(hub_name, hub_name, local=local), otherwise=_OTHERWISE)
+    return with_name(name, _loaded, kind="model", files=[["config.json"]], otherwise=_OTHERWISE)
 
 
 def read(

@@ -172,7 +172,7 @@ async function open(api: Console): Promise<void> {
     const address = widget ? new FrameAddress(widget) : new BrowserAddress();
     let made: Supply | null = null;
     // Workers are started when a map is wanted first.
-    const supply = () => (made ??= new RememberingSupply(ask ? new RemoteSupply(page, ask) : new WorkerSupply(WORKER_SCRIPT, source, buffer)));
+    const supply = () => (made ??= new RememberingSupply(page, ask ? new RemoteSupply(page, ask) : new WorkerSupply(WORKER_SCRIPT, source, buffer)));
     api.document = json;
     api.supply = supply;
     api.store = build(page, root, supply, ask, kernel, address);

@@ -215,7 +215,7 @@ describe("supply", () => {
       const { rows, columns } = new Grid(600, 600).tile({ level: Number(parameters["z"]), y: Number(parameters["y"]), x: Number(parameters["x"]) });
       return new Float32Array(rows * columns).fill(0.125).buffer;
     });
-    const supply = new RememberingSupply(remote, 4 * 256 * 256);
+    const supply = new RememberingSupply(page, remote, 4 * 256 * 256);
     const { signal } = new AbortController();
     const place = { level: 2, y: 0, x: 0 };
     expect((await supply.tile(0, 1, place, "mean", signal))[0]).toBe(0.5);
@@ -224,6 +224,20 @@ describe("supply", () => {
     await supply.tile(0, 1, { level: 0, y: 0, x: 0 }, "max", signal);
     await supply.tile(0, 1, place, "mean", signal);
     expect(asked).toEqual(["tile 2/0/0 3", "tile 2/0/0 3", "tile 0/0/0 3", "tile 2/0/0 3"]);
+  });
+
+  it("reads a cell off a remembered tile", async () => {
+    const { page } = open({ lengths: [600, 600] });
+    let asked = 0;
+    const remote = new RemoteSupply(page, async () => {
+      asked++;
+      return Float32Array.from({ length: 256 * 88 }, (_, i) => i).buffer;
+    });
+    const supply = new RememberingSupply(page, remote);
+    const { signal } = new AbortController();
+    expect(await supply.cell(0, 1, 0, 3, 512 + 7, "max", signal)).toBe(3 * 88 + 7);
+    expect(await supply.cell(0, 1, 0, 255, 599, "max", signal)).toBe(255 * 88 + 87);
+    expect(asked).toBe(1);
   });
 
   it("refuses a tile of the wrong size", async () => {

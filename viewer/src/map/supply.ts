@@ -5,11 +5,15 @@ import type { Page } from "../document";
 import { Grid, TILE, type Place, type Pooling } from "./grid";
 import type { Answer, Job, Order, Told } from "./worker";
 
-export interface Supply {
+/** Where tiles come from. */
+export interface Tiles {
   /** What tiles are computed with: "simd", WebAssembly's vectors; "plain" JavaScript where they may not run; "remote", elsewhere. */
   readonly arithmetic: Promise<Told["arithmetic"] | "remote">;
   /** A tile's cells, row by row: shares of attention or largest weights, each from 0 to 1. */
   tile(layer: number, head: number, place: Place, pooling: Pooling, signal: AbortSignal): Promise<Float32Array>;
+}
+
+export interface Supply extends Tiles {
   /** One cell's number, not rounded to be drawn. */
   cell(layer: number, head: number, level: number, row: number, column: number, pooling: Pooling, signal: AbortSignal): Promise<number>;
 }
@@ -96,7 +100,7 @@ export class WorkerSupply implements Supply {
 export type Ask = (path: string, parameters: Record<string, string>, signal: AbortSignal) => Promise<ArrayBuffer>;
 
 /** Tiles of a page that is served: the server's means of cells, as shares of attention. */
-export class RemoteSupply implements Supply {
+export class RemoteSupply implements Tiles {
   readonly arithmetic = Promise.resolve("remote" as const);
   readonly #grids: Grid[];
 
@@ -120,21 +124,14 @@ export class RemoteSupply implements Supply {
     }
     return cells;
   }
-
-  async cell(layer: number, head: number, level: number, row: number, column: number, pooling: Pooling, signal: AbortSignal): Promise<number> {
-    const place = { level, y: Math.floor(row / TILE), x: Math.floor(column / TILE) };
-    const cells = await this.tile(layer, head, place, pooling, signal);
-    const { columns } = this.#grids[layer]!.tile(place);
-    return cells[(row % TILE) * columns + (column % TILE)]!;
-  }
 }
 
-/** Remembers the tiles that were drawn last, so that another colour scale or a step back costs nothing. */
+/** Remembers the tiles that were drawn last, so that another colour scale, a step back or a number under the pointer costs nothing. */
 export class RememberingSupply implements Supply {
   readonly #tiles = new Map<string, Float32Array>();
   #bytes = 0;
 
-  constructor(readonly inner: Supply, readonly most = 192e6) {}
+  constructor(readonly page: Page, readonly inner: Tiles & Partial<Supply>, readonly most = 192e6) {}
 
   async tile(layer: number, head: number, place: Place, pooling: Pooling, signal: AbortSignal): Promise<Float32Array> {
     const key = [layer, head, place.level, place.y, place.x, pooling].join();
@@ -159,7 +156,12 @@ export class RememberingSupply implements Supply {
     return this.inner.arithmetic;
   }
 
-  cell(...asked: Parameters<Supply["cell"]>): Promise<number> {
-    return this.inner.cell(...asked);
+  async cell(layer: number, head: number, level: number, row: number, column: number, pooling: Pooling, signal: AbortSignal): Promise<number> {
+    if (this.inner.cell) return this.inner.cell(layer, head, level, row, column, pooling, signal);
+    const place = { level, y: Math.floor(row / TILE), x: Math.floor(column / TILE) };
+    const cells = await this.tile(layer, head, place, pooling, signal);
+    const { queryCount, keyCount } = this.page.layers[layer]!;
+    const { columns } = new Grid(queryCount, keyCount).tile(place);
+    return cells[(row % TILE) * columns + (column % TILE)]!;
   }
 }
