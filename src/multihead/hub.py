@@ -24,8 +24,8 @@ def with_name(
 
     Args:
         name: a folder, or a name on the hub.
-        load: opens it, as ``load(source, name, local=...)``: a folder, or a name on the hub, in the cache alone where it
-            is to be local.
+        load: opens it, as ``load(source, name, local=...)``: a folder, or a name on the hub, where it is to be local in
+            the cache alone.
         kind: of model, for messages.
         files: what its folder must hold: one of each of these.
         otherwise: what else can be done, as the end of a sentence.
