@@ -362,9 +362,9 @@ def test_read_again_from_a_file_nothing_differs(tmp_path):
 def test_where_the_numbers_lie_in_memory_makes_no_difference(offset):
     """Files begin their tensors anywhere, and products of a few rows differ in the last bit by where they begin."""
     layer = selected(random_call(heads=12, kv_heads=12, queries=5, keys=5, dim=64))
-    elsewhere = torch.empty(layer.q.numel() + offset)[offset:].view(layer.q.shape).copy_(layer.q)
-    moved = dataclasses.replace(layer, q=elsewhere)
-    assert moved.q.data_ptr() % 16 == 4 * offset
+    q, k = (torch.empty(one.numel() + offset)[offset:].view(one.shape).copy_(one) for one in (layer.q, layer.k))
+    moved = dataclasses.replace(layer, q=q, k=k)
+    assert q.data_ptr() % 16 == k.data_ptr() % 16 == 4 * offset
     assert recording(moved, tokens=["x"] * 5).traits() == recording(layer, tokens=["x"] * 5).traits()
 
 

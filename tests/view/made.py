@@ -29,7 +29,7 @@ def layer_of(
 ) -> Layer:
     """A call as a recorded layer, with some heads and queries only."""
     chosen = tuple(range(call.sizes.heads)) if heads is None else tuple(heads)
-    rows = torch.arange(call.sizes.queries) if queries is None else torch.tensor(queries)
+    rows = torch.arange(call.sizes.queries) if queries is None else torch.tensor(queries, dtype=torch.int64)
     asked = statistics or Statistics()
     _, found = measure(call, asked, queries=rows)
     per_query = {

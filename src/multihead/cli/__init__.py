@@ -126,9 +126,11 @@ def view(
             from multihead.view.page import fits, write_page
 
             chosen = source.token(token, recording)
-            opening = start(recording, chosen)
+            fitting = fits(recording)
+            # it looks through all heads, which of a recording too large for a page takes minutes
+            opening = start(recording, chosen) if fitting else None
             source.keep(recording)
-            serve = serve or (output is None and not fits(recording))
+            serve = serve or (output is None and not fitting)
             if not serve:
                 write_page(recording, path, start=opening, pictures=source.pictures)
         if serve:

@@ -82,6 +82,16 @@ class Layer:
         """The axes of one statistic's tensor, in words."""
         return axes_of(statistic)
 
+    def shape_of(self, name: str) -> tuple[int, ...] | None:
+        """The shape of ``q``, ``k``, ``weights`` or a statistic, None where it was not kept; of a file's, unread."""
+        tensor = getattr(self, name) if name in ("q", "k", "weights") else getattr(self.statistics, name)
+        return None if tensor is None else tuple(tensor.shape)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether it holds what weights are recomputed from: q, k and the log-sum-exp."""
+        return all(self.shape_of(name) is not None for name in ("q", "k", "lse"))
+
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor it holds but the mask's, by name: ``q``, ``k``, ``weights``, ``sinks``, ``statistics.lse``."""
         held = {name: getattr(self, name) for name in ("q", "k", "weights", "bias", "sinks")}

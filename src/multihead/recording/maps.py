@@ -187,7 +187,7 @@ class LayerMap:
             if self._known(place) is not None:
                 return
             side = _power(max(self.rows, self.keys), BLOCKS)
-            found = blocks_of(self.layer, self.item, (side, side), range(place, place + 1), pause)
+            found = blocks_of(self.layer, self.item, (side, side), places=range(place, place + 1), pause=pause)
             means, peaks = (cells[0].cpu().float() for cells in found)
             with self._keeping:
                 self._measured[place] = _Blocks(side, {"mean": means, "max": peaks})
@@ -223,9 +223,7 @@ class LayerMap:
 
     @property
     def _computes(self) -> bool:
-        layer = self.layer
-        recomputes = layer.q is not None and layer.k is not None and layer.statistics.lse is not None
-        return layer.weights is not None or recomputes
+        return self.layer.recomputes or self.layer.shape_of("weights") is not None
 
     @property
     def _recorded_names(self) -> dict[str, Tensor]:

@@ -147,21 +147,27 @@ def kept_of(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         RecordingError: one of them was not kept; the message says how to keep it.
     """
+    check_recomputes(layer)
     q, k, lse = layer.q, layer.k, layer.statistics.lse
-    if layer.weights is not None:
+    assert q is not None and k is not None and lse is not None  # noqa: S101, PT018  it was just looked for
+    return q, k, lse
+
+
+def check_recomputes(layer: Layer) -> None:
+    """Raise ``RecordingError`` unless q, k and the log-sum-exp were kept; of a file's layer, nothing is read."""
+    if layer.shape_of("weights") is not None:
         raise RecordingError(
             f"layer {layer.index} holds the weights that were given and no queries and keys, which this needs: rows, "
             "columns, tile and top read the weights; for the rest observe the model itself."
         )
-    if q is None or k is None:
+    if layer.shape_of("q") is None or layer.shape_of("k") is None:
         raise RecordingError(
             f"layer {layer.index} holds no queries and keys to recompute weights from: observe with qk=True."
         )
-    if lse is None:
+    if layer.shape_of("lse") is None:
         raise RecordingError(
             f"layer {layer.index} holds no log-sum-exp to recompute weights from: observe with Statistics(lse=True)."
         )
-    return q, k, lse
 
 
 def check_item(item: int, batch: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from multihead.core import Measurements
@@ -17,7 +17,8 @@ from multihead.files import other_than_a_file
 from multihead.masks import Mask
 from multihead.recording.given import LARGEST_WEIGHT
 from multihead.recording.layer import Layer
-from multihead.recording.schema import DTYPES, FORMAT, SCHEMA, Form, Header, LayerHeader, parse
+from multihead.recording.mapped import MappedFile
+from multihead.recording.schema import FORMAT, SCHEMA, Form, Header, LayerHeader, parse
 from multihead.recording.shapes import STATISTICS
 from multihead.recording.stored_masks import MaskReader
 
@@ -72,9 +73,9 @@ def finite(tensor: Tensor) -> bool:
 class StoredFile:
     """An open recording: its header, and its tensors mapped from the file."""
 
-    def __init__(self, path: Path, handle: safe_open, header: Header) -> None:
+    def __init__(self, path: Path, mapped: MappedFile, header: Header) -> None:
         self.path, self.header = path, header
-        self._handle = handle
+        self._mapped = mapped
         self._read: dict[str, Tensor] = {}
         self._masks = MaskReader(header.masks, header.tensors, self.tensor)
 
@@ -90,14 +91,14 @@ class StoredFile:
             if kind is not None:
                 # a pipe that nobody writes to would be waited for without end
                 raise RecordingError(f"cannot read {path}: it is {kind}; recordings are files.")
-            handle = safe_open(path, framework="pt")
+            mapped = MappedFile(path)
         except OSError as error:
             raise RecordingError(f"cannot read {path}: {error.strerror or error}.") from error
         except SafetensorError as error:
             raise RecordingError(
                 f"{path} is no recording, or a damaged one: it is no whole safetensors file ({error})."
             ) from error
-        metadata = handle.metadata() or {}
+        metadata = mapped.metadata
         if metadata.get("format") != FORMAT:
             raise RecordingError(
                 f"{path} is a safetensors file of something else, perhaps a model's weights: recordings come from "
@@ -110,10 +111,10 @@ class StoredFile:
                 "upgrade multihead."
             )
         try:
-            header = _header(metadata, _forms(handle))
+            header = _header(metadata, mapped.forms)
         except ValueError as error:
             raise _damaged(path, error) from error
-        return cls(path, handle, header)
+        return cls(path, mapped, header)
 
     def tensor(self, name: str) -> Tensor:
         """A tensor by its name, mapped, its checksum compared the first time.
@@ -123,10 +124,10 @@ class StoredFile:
         """
         if name not in self._read:
             try:
-                tensor = self._handle.get_tensor(name)
-            except (SafetensorError, RuntimeError, OSError) as error:
+                tensor = self._mapped.tensor(name)
+            except (OSError, ValueError) as error:
                 raise ValueError(f"tensor {name} cannot be read ({error})") from error
-            if zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy()) != self.header.tensors[name].crc32:
+            if zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data) != self.header.tensors[name].crc32:
                 raise ValueError(f"tensor {name} is not what was written: its checksum does not fit")
             self._read[name] = tensor
         return self._read[name]
@@ -153,16 +154,6 @@ def _header(metadata: Mapping[str, str], forms: Mapping[str, Form]) -> Header:
 
 def _damaged(path: Path, error: Exception) -> RecordingError:
     return RecordingError(f"{path} is a damaged recording: {str(error).rstrip('.')}.")
-
-
-def _forms(handle: safe_open) -> dict[str, Form]:
-    """Shape and dtype of every tensor that a recording could hold, without reading one."""
-    forms: dict[str, Form] = {}
-    for name in handle.keys():  # noqa: SIM118
-        stored = handle.get_slice(name)
-        if stored.get_dtype() in DTYPES:
-            forms[name] = tuple(stored.get_shape()), DTYPES[stored.get_dtype()]
-    return forms
 
 
 _READ_LATER = ("q", "k", "weights", "bias", "sinks", "statistics", "mask")
@@ -236,6 +227,14 @@ class StoredLayer(Layer):
         """See :class:`Layer`."""
         names = [name.removeprefix(STATISTICS) for name in self._header.tensors if name.startswith(STATISTICS)]
         return Measurements.of({name: self._own(STATISTICS + name) for name in names})
+
+    def shape_of(self, name: str) -> tuple[int, ...] | None:
+        """See :class:`Layer`."""
+        if "_header" not in vars(self):
+            return super().shape_of(name)
+        key = name if name in ("q", "k", "weights") else STATISTICS + name
+        stored = self._header.tensors.get(key)
+        return None if stored is None else self._file.header.tensors[stored].form[0]
 
     def _own(self, name: str) -> Tensor | None:
         """One of this layer's tensors, checked for numbers that cannot be there."""

@@ -17,7 +17,7 @@ from multihead.kernels import measure
 from multihead.masks import Mask
 from multihead.recording.layer import Layer
 from multihead.recording.selection import hidden_as_padding, sequence_of
-from multihead.recording.whole import call_of, mask_of, sink_of
+from multihead.recording.whole import aligned, call_of, mask_of, sink_of
 
 if TYPE_CHECKING:
     from multihead.recording.recording import Recording
@@ -253,7 +253,7 @@ def measured(
     )
     places = seen.real.nonzero()[:, 0]
     chosen = None if len(places) == len(seen.real) else places.to(layer.q.device)
-    _, found = measure(call_of(layer, item), asked, queries=chosen)
+    _, found = measure(aligned(call_of(layer, item)), asked, queries=chosen)
     return dict(_spread_out(found, places, len(seen.real)))
 
 

@@ -1,9 +1,10 @@
 """What a layer kept of one sequence as one attention again, and what is measured of it anew."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from multihead.core import AttentionCall, PartOfMask, Statistics
@@ -35,7 +36,7 @@ def call_of(layer: Layer, item: int, places: range | None = None) -> AttentionCa
     q, k, _ = kept_of(layer)
     places = range(len(layer.heads)) if places is None else places
     heads = slice(places.start, places.stop)
-    q, k = _aligned(q[item : item + 1, heads]), k[item : item + 1, list(layer.kv_heads[heads])]
+    q, k = q[item : item + 1, heads], k[item : item + 1, _indices(layer.kv_heads[heads])]
     bias = None if layer.bias is None else sequence_of(layer.bias, item)
     bias = bias if bias is None or bias.shape[1] == 1 else bias[:, heads]
     mask = None if layer.mask is None else mask_of(layer, item, layer.mask, q.device, places)
@@ -44,12 +45,19 @@ def call_of(layer: Layer, item: int, places: range | None = None) -> AttentionCa
     return AttentionCall(q, k, k[..., :1], mask, bias, layer.scale, layer.softcap, sinks)
 
 
-def _aligned(tensor: Tensor) -> Tensor:
-    """A tensor that begins where a fresh one does: products of a few rows differ in the last bit by where they lie.
+def _indices(numbers: tuple[int, ...]) -> slice | list[int]:
+    """An index that copies nothing where it need not."""
+    in_order = numbers == tuple(range(numbers[0], numbers[0] + len(numbers))) if numbers else False
+    return slice(numbers[0], numbers[0] + len(numbers)) if in_order else list(numbers)
 
-    So what is read from a file has the same numbers as what was saved.
+
+def aligned(call: AttentionCall) -> AttentionCall:
+    """The call with q and k where fresh tensors begin: products of a few rows differ in the last bit by where they lie.
+
+    So what is measured of a file is what was measured before it was saved.
     """
-    return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
+    q, k = (tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor for tensor in (call.q, call.k))
+    return replace(call, q=q, k=k, v=k[..., :1])
 
 
 def mask_of(layer: Layer, item: int, mask: Mask, device: torch.device, places: range | None = None) -> Mask:
@@ -64,7 +72,9 @@ def blocks_of(
     layer: Layer,
     item: int,
     blocks: tuple[int, int],
+    *,
     places: range | None = None,
+    queries: Int[Tensor, " query"] | None = None,
     pause: Callable[[], None] | None = None,
 ) -> tuple[Float[Tensor, "head row column"], Float[Tensor, "head row column"]]:
     """Mean and largest weight of each block of kept queries × keys, from q and k or from the weights themselves.
@@ -74,6 +84,7 @@ def blocks_of(
         item: the sequence in the batch.
         blocks: queries and keys of a block.
         places: of heads among those kept; None: all.
+        queries: places of queries among those kept, which the blocks count off in this order; None: all.
         pause: called every few thousand queries; it may raise to stop.
 
     Raises:
@@ -81,18 +92,20 @@ def blocks_of(
     """
     places = range(len(layer.heads)) if places is None else places
     if layer.weights is not None:
-        return _pooled(layer.weights[item, places.start : places.stop], blocks)
-    call, count = call_of(layer, item, places), layer.query_count
+        held = layer.weights[item, places.start : places.stop]
+        return _pooled(held if queries is None else held[:, queries.to(held.device)], blocks)
+    call = call_of(layer, item, places)
+    call = aligned(call) if queries is None else call
     asked = Statistics.only(blocks=blocks, block_peaks=True)
-    if pause is None or count <= BAND:
-        bands = [None]
-    else:
-        bands = torch.arange(count, device=call.q.device).split(max(blocks[0], BAND // blocks[0] * blocks[0]))
+    bands = [queries]
+    if pause is not None and layer.query_count > BAND:
+        chosen = torch.arange(layer.query_count) if queries is None else queries
+        bands = chosen.split(max(blocks[0], BAND // blocks[0] * blocks[0]))
     means, peaks = [], []
-    for queries in bands:
+    for band in bands:
         if pause is not None:
             pause()
-        found = measure(call, asked, queries=queries)[1].named()
+        found = measure(call, asked, queries=band)[1].named()
         means.append(found["blocks"][0])
         peaks.append(found["block_peaks"][0])
     return torch.cat(means, dim=1), torch.cat(peaks, dim=1)

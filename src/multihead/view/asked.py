@@ -96,8 +96,8 @@ def layers_and_heads(recording: Recording, asked: Asked) -> Iterator[tuple[Layer
         )
     for layer in layers:
         _check_tokens(layer)
-        complete = layer.weights is not None or None not in (layer.q, layer.k, layer.statistics.lse)
-        if layer.statistics.blocks is None and not complete:
+        complete = layer.recomputes or layer.shape_of("weights") is not None
+        if layer.shape_of("blocks") is None and not complete:
             raise RecordingError(
                 f"layer {layer.index} holds neither an overview nor what it is measured from: observe with qk=True, or "
                 "with Statistics(blocks=(16, 16))."

@@ -13,7 +13,6 @@ from torch import Tensor
 from multihead import masks
 from multihead.masks import Mask
 from multihead.recording import PROMPT_TOKENS, Layer, Recording
-from multihead.recording.query import weights
 from multihead.recording.whole import blocks_of, sink_of
 from multihead.version import __version__
 from multihead.view.blocks import BlockMaps, block_maps
@@ -378,20 +377,12 @@ def overview(layer: Layer, item: int, maps: BlockMaps | None = None) -> Tensor:
 
 
 def sampled_overview(layer: Layer, item: int, rows: int) -> Tensor:
-    """(H, R, C) as :func:`overview`, with ``rows`` evenly spaced queries standing for each row of cells.
-
-    Memory: ``rows`` × Lk for one head.
-    """
-    numbers = range(layer.sizes.queries) if layer.queries is None else layer.queries
-    height = max(1, math.ceil(len(numbers) / CELLS))
-    bands = [numbers[top : top + height] for top in range(0, len(numbers), height)]
-    means = torch.zeros(len(layer.heads), len(bands), min(CELLS, layer.sizes.keys), dtype=torch.float64)
-    for place, head in enumerate(layer.heads):
-        for row, band in enumerate(bands):
-            chosen = band[:: max(1, len(band) // rows)][:rows]
-            mean = weights(layer, chosen, None, heads=[head], item=item)[0].double().mean(0)
-            means[place, row] = torch.nn.functional.adaptive_avg_pool1d(mean[None].cpu(), means.shape[2])[0]
-    return means
+    """(H, R, C) as :func:`overview`, with ``rows`` evenly spaced queries standing for each row of cells."""
+    height = max(1, math.ceil(layer.query_count / CELLS))
+    bands = torch.arange(layer.query_count).split(height)
+    sampled = torch.cat([band[:: max(1, len(band) // rows)][:rows] for band in bands])
+    width = max(1, math.ceil(layer.sizes.keys / CELLS))
+    return _shrunk(blocks_of(layer, item, (rows, width), queries=sampled)[0])
 
 
 def _shrunk(blocks: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from multihead.files import written_whole
 from multihead.recording import Layer, Recording
-from multihead.recording.query import kept_of
+from multihead.recording.query import check_recomputes
 from multihead.view.codec import ACCURACY, Encoded, encode_all
 from multihead.view.document import Data, Node, document_of, layer_entry, placement, sevens, texts_of
 from multihead.view.heads import described
@@ -224,8 +224,8 @@ def check_shown(recording: Recording, item: int) -> None:
     if not 0 <= item < batch:
         raise ValueError(f"item={item} out of range: the recording holds {batch} sequences, 0 to {batch - 1}.")
     for layer in recording.layers:
-        if layer.weights is None:
-            kept_of(layer)
+        if layer.shape_of("weights") is None:
+            check_recomputes(layer)
 
 
 def check_size(layers: tuple[Layer, ...], item: int, accuracy: float) -> None:
@@ -237,7 +237,7 @@ def check_size(layers: tuple[Layer, ...], item: int, accuracy: float) -> None:
     heads = sum(len(layer.heads) for layer in layers)
     tokens = max(max(layer.query_count, layer.sizes.keys) for layer in layers)
     # given weights grow with the square of the tokens
-    power = 1.0 if any(layer.weights is None for layer in layers) else 0.5
+    power = 1.0 if any(layer.shape_of("weights") is None for layer in layers) else 0.5
     fitting = {
         f"{math.floor(room / max(sizes))} of the {len(layers)} layers": room >= max(sizes),
         f"{math.floor(heads * room / total)} of the {heads} heads": heads * room >= total,
@@ -271,7 +271,8 @@ def _estimated(layer: Layer, item: int, accuracy: float) -> float:
         return compressed_bytes(layer.weights, item=item) * _TEXT
     bits = _BITS + math.log2(ACCURACY / accuracy) if accuracy > 0 else _BITS
     heads, queries, keys = len(layer.heads), layer.query_count, layer.sizes.keys
-    numbers = heads * (queries + keys) * kept_of(layer)[0].shape[-1] * min(max(bits, 1.0), 32.0) / 8
+    dim = (layer.shape_of("q") or (0,))[-1]
+    numbers = heads * (queries + keys) * dim * min(max(bits, 1.0), 32.0) / 8
     bias = 0 if layer.bias is None else (heads if layer.bias.shape[1] != 1 else 1) * queries * keys * 3.7
     return (numbers + bias + heads * (6 * queries + keys)) * _TEXT
 
