@@ -46,6 +46,7 @@ _RISKIEST = 64
 _AIM = 0.95
 _ENOUGH = 0.85
 _CHUNK = 1 << 18
+_REMEMBERED = 1 << 22
 _ATTEMPTS = 8
 _LARGEST = 1 << 30
 _COARSEST = 15
@@ -146,12 +147,22 @@ class Truth:
             scores.masked_fill_(~seen[_one(seen, head)], -torch.inf)
         return scores
 
-    def total(self, scores: Tensor, head: int, rows: Tensor) -> Tensor:
-        """Log Σ exp of final scores, the sink's included."""
-        total = scores.logsumexp(-1) if self.keys else scores.new_full(scores.shape[:-1], -torch.inf)
-        if self.sinks is None:
-            return total
-        return torch.logaddexp(total, self.sinks[head] - self.shift[head, rows])
+    def normalised(self, scores: Tensor, head: int, rows: Tensor, *, short: bool = False) -> tuple[Tensor, Tensor]:
+        """Weights in the place of final scores, and log Σ exp, the sink's included, rounded before its use if short."""
+        if not self.keys:
+            return scores, scores.new_full(scores.shape[:-1], -torch.inf)
+        largest = scores.amax(-1)
+        largest.masked_fill_(largest == -torch.inf, 0.0)
+        lse = scores.sub_(largest[..., None]).exp_().sum(-1).log_().add_(largest)
+        if self.sinks is not None:
+            lse = torch.logaddexp(lse, self.sinks[head] - self.shift[head, rows])
+        lse = _short(lse) if short else lse
+        return scores.mul_((largest - lse.masked_fill(lse == -torch.inf, 0.0)).exp_()[..., None]), lse
+
+    def weights(self, head: int, rows: Tensor) -> Tensor:
+        """The weights of some rows, (rows, Lk)."""
+        scores = self.finish(self.q[head, rows] @ self.k[head].mT, head, rows, self.visible(rows), self.bias)
+        return self.normalised(scores, head, rows)[0]
 
 
 def encode(layer: Layer, *, item: int = 0, accuracy: float = ACCURACY, budget: int = BUDGET) -> Encoded:
@@ -164,7 +175,7 @@ def encode(layer: Layer, *, item: int = 0, accuracy: float = ACCURACY, budget: i
             float32 lse for more rows than can be compared), the result says what was reached.
         budget: weights that may be compared; at least ``SAMPLE`` rows of each head are.
 
-    Memory and time: O(H · (Lq + Lk) · D), and the compared weights, a chunk at a time.
+    Memory and time: O(H · (Lq + Lk) · D), and the compared weights, a chunk at a time; where they are at most 2²², all.
 
     Raises:
         RecordingError: as :class:`Truth`.
@@ -196,6 +207,7 @@ class _Encoder:
 
     def __init__(self, truth: Truth, accuracy: float, budget: int) -> None:
         self.truth, self.accuracy = truth, accuracy
+        self._known: dict[int, Tensor] = {}
         self.all_rows = truth.rows <= max(SAMPLE, budget // max(1, truth.heads * truth.keys))
         forward, backward, self.spread = _balanced(truth.q, truth.k)
         self.q, self.k = truth.q @ forward, truth.k @ backward
@@ -215,7 +227,7 @@ class _Encoder:
         self.most = self.spread.amax(-1, keepdim=True) if widest.shape[1] else widest.new_ones(truth.heads, 1)
 
     def _risky_rows(self) -> Tensor:
-        """(H, r): the rows whose weights are likely to move most.
+        """(H, r): the rows whose weights are likely to move most, in their order.
 
         A weight P moves by at most P(1 - P) times its score's error relative to the others.
         """
@@ -227,7 +239,7 @@ class _Encoder:
         largest = (highest[truth.item].detach().cpu().double() - truth.lse).exp().nan_to_num_(0.0).clamp_(0.0, 1.0)
         size = ((self.q**2 / self.spread[:, None]).sum(-1) + self.q.shape[-1]).sqrt()
         # below 1/2 a row of equal weights still moves; above, the rest of the row is as small as 1 - P
-        return (largest * (1 - largest) * size).topk(few, -1).indices
+        return (largest * (1 - largest) * size).topk(few, -1).indices.sort(-1).values
 
     def _shifts(self) -> tuple[Tensor, Tensor]:
         """(H, Lq) and (H, Lk): how many bits less than the riskiest of its head each query and each key needs.
@@ -241,16 +253,22 @@ class _Encoder:
         q_size, k_size = ((side**2 / self.spread[:, None]).sum(-1).sqrt() for side in (self.q, self.k))
         for head in range(truth.heads):
             for part in torch.arange(truth.rows).split(max(1, _CHUNK // truth.keys)):
-                scores = truth.finish(
-                    truth.q[head, part] @ truth.k[head].mT, head, part, truth.visible(part), truth.bias
-                )
-                moved = _weights(scores, truth.total(scores, head, part))
-                moved = moved.mul_(1 - moved)
+                moved = self._true(head, part)
+                moved = moved * (1 - moved)
                 risks[0][head, part] = (moved * k_size[head]).amax(-1)
                 risks[1][head] = risks[1][head].maximum((moved * q_size[head, part, None]).amax(0))
         highest = torch.maximum(risks[0].amax(-1), risks[1].amax(-1))[:, None]
         shifts = [(highest / risk).log2().nan_to_num_(0.0).floor_().clamp_(0, _COARSEST) for risk in risks]
         return shifts[0], shifts[1]
+
+    def _true(self, head: int, rows: Tensor) -> Tensor:
+        """The true weights of some rows, ascending; where there are few weights in all, computed once."""
+        truth = self.truth
+        if truth.heads * truth.rows * truth.keys > _REMEMBERED:
+            return truth.weights(head, rows)
+        if head not in self._known:
+            self._known[head] = truth.weights(head, torch.arange(truth.rows))
+        return self._known[head] if len(rows) == truth.rows else self._known[head][rows]
 
     def _checked_rows(self, head: int) -> Tensor:
         rows = self.truth.rows
@@ -325,12 +343,16 @@ class _Encoder:
         if not truth.keys:
             return worst
         for part in rows.split(max(1, _CHUNK // truth.keys)):
-            seen = truth.visible(part)
-            true = truth.finish(truth.q[head, part] @ truth.k[head].mT, head, part, seen, truth.bias)
-            weights = _weights(true, truth.total(true, head, part))
-            found = truth.finish(decoded[0][part] @ decoded[1].mT, head, part, seen, self.bias)
-            lse = _short(truth.total(found, head, part)) if self.all_rows else self.lse[head, part]
-            worst = max(worst, float(_weights(found, lse).sub_(weights).abs_().max()) if len(part) else 0.0)
+            if not len(part):
+                continue
+            scores = truth.finish(decoded[0][part] @ decoded[1].mT, head, part, truth.visible(part), self.bias)
+            if self.all_rows:
+                found, lse = truth.normalised(scores, head, part, short=True)
+            else:
+                lse = self.lse[head, part]
+                found = _weights(scores, lse)
+            low, high = found.sub_(self._true(head, part)).aminmax()
+            worst = max(worst, -float(low), float(high))
             if keep is not None:
                 keep[head, part] = lse
         return worst
