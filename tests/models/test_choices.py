@@ -54,7 +54,7 @@ def _rounding_decides(logits, temperature, top_k, top_p):
 
 def test_the_nucleus_of_the_paper():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    for top_p, size in ((0.4, 1), (0.5, 1), (0.6, 2), (0.85, 3), (1.0, 4), (1e-9, 1)):
+    for top_p, size in ((0.4, 1), (0.5, 1), (0.6, 2), (0.85, 3), (1.0, 4), (1e-9, 1), (1e-50, 1)):
         _, probabilities = Sample(top_p=top_p).candidates(logits)
         assert (probabilities > 0).sum() == size, top_p
 
@@ -62,6 +62,13 @@ def test_the_nucleus_of_the_paper():
 def test_equal_logits_keep_as_many_as_asked():
     _, probabilities = Sample(top_k=3).candidates(torch.zeros(1, 7))
     assert probabilities.tolist() == [[pytest.approx(1 / 3)] * 3]
+
+
+def test_probabilities_of_half_precision_are_those_of_full():
+    logits = torch.randn(2, 17).bfloat16()
+    for choice in (Sample(temperature=0.7), Sample(temperature=0.7, top_k=5, top_p=0.9)):
+        for found, expected in zip(choice.candidates(logits), choice.candidates(logits.float()), strict=True):
+            assert torch.equal(found, expected)
 
 
 def test_tokens_that_may_not_be_drawn_never_are():
@@ -83,12 +90,18 @@ def test_the_first_of_equal_tokens_is_the_greedy_one():
     assert Greedy().choose(torch.tensor([[0.0, 1.0, 1.0]])).tolist() == [1]
 
 
+def test_a_beam_is_the_papers():
+    """Vaswani et al. 2017, section 6.1."""
+    assert Beam() == Beam(4, 0.6)
+
+
 @pytest.mark.usefixtures("as_users_run")
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
         (lambda: Sample(temperature=0), ValueError, r"temperature is 0, expected a positive number: Greedy\(\)"),
         (lambda: Sample(temperature=float("nan")), ValueError, "temperature is nan, expected a positive number"),
+        (lambda: Sample(temperature=float("inf")), ValueError, "temperature is inf, expected a positive number"),
         (lambda: Sample(temperature="hot"), TypeError, "temperature is a str, expected a number"),
         (lambda: Sample(top_k=0), ValueError, "top_k=0 is too small"),
         (lambda: Sample(top_k=2.5), TypeError, "top_k=2.5 is a float, expected a whole number"),
@@ -96,6 +109,7 @@ def test_the_first_of_equal_tokens_is_the_greedy_one():
         (lambda: Sample(top_p=1.5), ValueError, "top_p is 1.5, expected above 0 and at most 1"),
         (lambda: Beam(0), ValueError, "width=0 is too small"),
         (lambda: Beam(2, -1.0), ValueError, "length_penalty is -1.0, expected 0 or more"),
+        (lambda: Beam(2, float("inf")), ValueError, "length_penalty is inf, expected 0 or more"),
         (lambda: Beam(2, "long"), TypeError, "length_penalty is a str, expected a number"),
     ],
 )

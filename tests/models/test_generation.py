@@ -69,6 +69,28 @@ def test_logits_over_a_cache_with_padding_and_a_source(position):
         check(torch.cat(parts, 1)[row, -count:], exact[row, -count:], plain[row, -count:])
 
 
+@torch.no_grad()
+def test_padding_may_come_after_calls_without():
+    model, text, valid = decoder(), tokens(2, 7, seed=3), lengths(3, 3, 1, left=True)
+    state = model.start()
+    parts = [model(text[:, :4], state=state), model(text[:, 4:], valid=valid, state=state)]
+    expected = model(text, valid=torch.cat([torch.ones(2, 4, dtype=torch.bool), valid], 1))
+    for row, real in enumerate(([0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 6])):
+        torch.testing.assert_close(torch.cat(parts, 1)[row, real], expected[row, real], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_state_goes_on_in_another_order():
+    model, text, index = encoder_decoder(), tokens(2, 7, seed=3), torch.tensor([1, 0, 1])
+    valid, source_valid = lengths(7, 7, 4, left=True), lengths(11, 5, 11)
+    state = model.decoder.start(model.encoder(SOURCE, valid=source_valid), context_valid=source_valid)
+    model.decoder(text[:, :5], valid=valid[:, :5], state=state)
+    state.reorder(index)
+    found = model.decoder(text[index, 5:], state=state)
+    options = {"source_valid": source_valid[index], "target_valid": valid[index]}
+    torch.testing.assert_close(found, model(SOURCE[index], text[index], **options)[:, 5:], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("style", STYLES)
 def test_greedy_is_argmax_step_by_step(style, position):
@@ -129,6 +151,41 @@ def test_stop_tokens_end_a_row_and_no_other(choice):
         torch.testing.assert_close(alone.log_probabilities, found.log_probabilities[row : row + 1])
     longest = max(length + (length < 13) for length in found.lengths.tolist())
     assert found.tokens.shape[1] == longest, "it ends with the last row"
+
+
+def test_token_0_ends_a_row_too():
+    class Falling(Choice):
+        def choose(self, logits, generator=None):
+            written.append(3 - len(written))
+            return torch.full(logits.shape[:1], written[-1])
+
+    written: list[int] = []
+    found = generate(decoder(), PROMPT, max_new_tokens=9, stop=[0], choice=Falling())
+    assert found.rows() == [[3, 2, 1]] * 2
+
+
+@pytest.mark.parametrize("target", [7, 17])
+def test_a_target_of_another_vocabulary(target):
+    model = encoder_decoder(target_vocab_size=target)
+    prompt, source = torch.tensor([[target - 1]]), torch.tensor([[12, 3, 0]])
+    found = generate(model, prompt, source=source, max_new_tokens=5, stop=[target - 1]).tokens
+    expected = by_hand(model, prompt, 5, source)
+    assert torch.equal(found, expected[:, : found.shape[1]])
+    with pytest.raises(ValueError, match=f"prompt holds token {target}, expected 0 to {target - 1}"):
+        generate(model, prompt + 1, source=source, max_new_tokens=5)
+    with pytest.raises(ValueError, match="source holds token 13, expected 0 to 12"):
+        generate(model, prompt, source=source + 1, max_new_tokens=5)
+    with pytest.raises(ValueError, match=f"stop={target} is not in the vocabulary of {target} tokens"):
+        generate(model, prompt, source=source, max_new_tokens=5, stop=[target])
+
+
+@pytest.mark.parametrize("choice", [Greedy(), Beam(2)], ids=str)
+def test_log_probabilities_in_half_precision_are_summed_in_full(choice):
+    model = decoder().bfloat16()
+    found = generate(model, PROMPT, max_new_tokens=1, choice=choice).log_probabilities
+    with torch.no_grad():
+        expected = model(PROMPT)[:, -1].float().log_softmax(-1).max(-1).values
+    torch.testing.assert_close(found, expected)
 
 
 @torch.no_grad()
@@ -213,6 +270,36 @@ def test_a_beam_is_its_definition(beam):
     assert found == [beam_by_definition(model, row[None], beam, 7, stop) for row in prompt]
 
 
+class Chain(Decoder):
+    """A text in which each token depends on the one before it and on its place alone."""
+
+    def __init__(self, logits):
+        super().__init__(config(vocab_size=logits.shape[-1]))
+        self.following = logits
+
+    def start(self, *args, **options):
+        state = super().start(*args, **options)
+        state.place = 0
+        return state
+
+    def forward(self, tokens, *, state=None, **_):
+        if state is None:
+            return self.following[torch.arange(tokens.shape[1]), tokens]
+        state.place += 1
+        return self.following[state.place - 1, tokens]
+
+
+def test_stop_tokens_crowd_out_no_text():
+    """Where every text followed could end in each of many ways, the texts that go on are still the likeliest."""
+    prompt, stop, beam = torch.arange(13)[:, None], [2, 7, 11], Beam(5, 6.0)
+    for seed in range(30):
+        logits = torch.randn(7, 13, 13, generator=torch.Generator().manual_seed(seed))
+        logits[..., stop] += 0.5
+        model = Chain(logits)
+        found = generate(model, prompt, max_new_tokens=7, stop=stop, choice=beam).rows()
+        assert found == [beam_by_definition(model, row[None], beam, 7, stop) for row in prompt], seed
+
+
 def test_the_length_penalty_favours_longer_texts():
     assert Beam(4, 0.6).penalty(7) == pytest.approx((12 / 6) ** 0.6)
     model, prompt = decoder(vocab_size=5, num_kv_heads=None), tokens(7, 3) % 5
@@ -250,20 +337,37 @@ def test_a_beam_wider_than_the_vocabulary():
 
 
 def test_a_beam_with_a_source():
-    """Each row's beams read their own source; the whole batch gives what each row gives alone."""
-    model, valid = encoder_decoder(), lengths(11, 5, 11)
+    """Each row's beams read their own source; the whole batch gives what each row gives alone and without padding."""
+    model, counts = encoder_decoder(seed=2, **STYLES["pre-norm"]), (5, 11)
     options = {"max_new_tokens": 9, "stop": [2], "choice": Beam(3)}
-    found = generate(model, BEGIN, source=SOURCE, source_valid=valid, **options)
-    for row in range(2):
-        one = slice(row, row + 1)
-        alone = generate(model, BEGIN[one], source=SOURCE[one], source_valid=valid[one], **options)
+    found = generate(model, BEGIN, source=SOURCE, source_valid=lengths(11, *counts), **options)
+    assert min(map(len, found.rows())) > 1, "texts that end at once would prove little"
+    for row, count in enumerate(counts):
+        alone = generate(model, BEGIN[:1], source=SOURCE[row : row + 1, :count], **options)
         assert alone.rows() == [found.rows()[row]]
+        torch.testing.assert_close(alone.log_probabilities, found.log_probabilities[row : row + 1])
 
 
 def test_a_stream_is_what_is_generated():
     model = decoder()
     expected = generate(model, PROMPT, max_new_tokens=11, stop=[2]).tokens
     parts = list(stream(model, PROMPT, max_new_tokens=11, stop=[2]))
+    assert torch.equal(torch.stack(parts, 1), expected)
+
+
+def test_a_stream_takes_what_generate_takes():
+    model = encoder_decoder(**STYLES["pre-norm"])
+    prompt = tokens(2, 3, seed=5)
+    options = {
+        "valid": lengths(3, 3, 1, left=True),
+        "source": SOURCE,
+        "source_valid": lengths(11, 5, 11),
+        "max_new_tokens": 13,
+        "stop": [2, 7],
+        "choice": Sample(temperature=3.0),
+    }
+    expected = generate(model, prompt, generator=torch.Generator().manual_seed(5), **options).tokens
+    parts = list(stream(model, prompt, generator=torch.Generator().manual_seed(5), **options))
     assert torch.equal(torch.stack(parts, 1), expected)
 
 
@@ -337,7 +441,7 @@ class TestTheModelIsLeftAsItWas:
         model = decoder()
         for choice in (Greedy(), Beam(2)):
             found = generate(model, PROMPT, max_new_tokens=3, choice=choice)
-            model(found.tokens).sum().backward()
+            (model(found.tokens).mean((1, 2)) * found.log_probabilities).sum().backward()
         model(torch.stack(list(stream(model, PROMPT, max_new_tokens=3)), 1)).sum().backward()
 
 
@@ -375,8 +479,23 @@ def test_positions_that_end():
     assert generate(model, tokens(1, 3), max_new_tokens=5).tokens.shape == (1, 5)
     with pytest.raises(ValueError, match="3 tokens and 6 new ones do not fit max_length=7"):
         generate(model, tokens(1, 3), max_new_tokens=6)
+    with pytest.raises(ValueError, match="3 tokens and 6 new ones do not fit max_length=7"):
+        generate(model, tokens(2, 3), valid=lengths(3, 1, 3), max_new_tokens=6)
     # padding takes no place
     generate(model, tokens(1, 20), valid=lengths(20, 3), max_new_tokens=5)
+
+
+def test_a_refused_call_has_read_nothing():
+    model = randomised(Decoder(config(position="learned", max_length=7)))
+    some, valid = tokens(1, 5), torch.tensor([[False, True, True, True, True]])
+    state, untouched = model.start(), model.start()
+    with torch.no_grad():
+        for one in (state, untouched):
+            model(some, valid=valid, state=one)
+        with pytest.raises(ValueError, match="position 7 came"):
+            model(tokens(1, 5), state=state)
+        following = tokens(1, 1, seed=3)
+        torch.testing.assert_close(model(following, state=state), model(following, state=untouched), rtol=0, atol=0)
 
 
 @pytest.mark.usefixtures("as_users_run")
@@ -398,6 +517,7 @@ def test_positions_that_end():
         (lambda: generate(decoder(), PROMPT, max_new_tokens=2, stop=[13]), ValueError, "stop=13 is not in the vocab"),
         (lambda: generate(decoder(), PROMPT, max_new_tokens=2, stop=["a"]), TypeError, "stop='a' is a str"),
         (lambda: generate(decoder(), PROMPT, max_new_tokens=2, choice="greedy"), TypeError, "choice is a str, expect"),
+        (lambda: stream(decoder(), PROMPT, max_new_tokens=2, choice="greedy"), TypeError, "choice is a str, expected"),
         (lambda: stream(decoder(), PROMPT, max_new_tokens=2, choice=Beam()), TypeError, "knows its tokens only at the"),
         (lambda: generate(decoder(), PROMPT, max_new_tokens=2, source=SOURCE), ValueError, "this model has no encoder"),
         (lambda: generate(encoder_decoder(), BEGIN, max_new_tokens=2), ValueError, "source is None"),
@@ -410,6 +530,7 @@ def test_positions_that_end():
         (lambda: generate(nn.Linear(2, 2), PROMPT, max_new_tokens=2), TypeError, "model is a Linear, expected a Dec"),
         (lambda: generate(broken(), PROMPT, max_new_tokens=2), ValueError, "the logits after the prompt are NaN"),
         (lambda: beside(encoder_decoder()), ValueError, "a state came beside a context"),
+        (lambda: beside(encoder_decoder(), again=False), ValueError, "a state came beside a context"),
         (lambda: of_another_batch(decoder()), ValueError, "tokens have batch 3 but the state 2"),
     ],
 )
@@ -425,9 +546,10 @@ def broken():
     return model
 
 
-def beside(model):
-    context = torch.zeros(2, 3, 24)
-    return model.decoder(BEGIN, context, state=model.decoder.start(context))
+def beside(model, *, again=True):
+    context, valid = torch.zeros(2, 3, 24), lengths(3, 1, 3)
+    state = model.decoder.start(context)
+    return model.decoder(BEGIN, context if again else None, context_valid=None if again else valid, state=state)
 
 
 @torch.no_grad()

@@ -83,6 +83,17 @@ def test_an_encoder_decoder_is_torchs_with_the_same_weights(norm_first, activati
     check(found, exact, plain)
 
 
+@pytest.mark.parametrize("make", [Encoder, Decoder])
+def test_a_norm_stands_last(make):
+    """After all blocks where each starts with one, else in the last block: either way features start normalised."""
+    for norm_first in (False, True):
+        model = make(config(norm_first=norm_first))
+        features = model(SOURCE) if make is Encoder else model.hidden(SOURCE)
+        torch.testing.assert_close(features.mean(-1), torch.zeros(2, 11))
+        torch.testing.assert_close(features.std(-1, correction=0), torch.ones(2, 11), atol=1e-3, rtol=0.0)
+        assert isinstance(model.norm, nn.LayerNorm) == norm_first
+
+
 @pytest.mark.parametrize("activation", ["relu", "gelu", "swiglu"])
 def test_feedforward_is_the_formula(activation):
     layer = randomised(FeedForward(config(activation=activation)))
@@ -157,6 +168,18 @@ def test_options_reach_every_attention_and_every_norm():
     assert model(SOURCE, TARGET).isfinite().all()
 
 
+def test_options_reach_every_layer_norm():
+    model = EncoderDecoder(config(norm_first=True, norm_eps=1e-3, bias=False))
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    assert len(norms) == 2 * 2 + 3 * 3 + 2
+    assert {(norm.eps, norm.bias) for norm in norms} == {(1e-3, None)}
+
+
+def test_options_reach_rotary_positions():
+    position = Decoder(config(position="rotary", head_dim=10, rotary_base=100.0)).blocks[0].attention.position
+    assert (position.head_dim, position.base) == (10, 100.0)
+
+
 def test_positions_stand_in_self_attention_only():
     model = EncoderDecoder(config(position="t5"))
     assert all(block.cross_attention.position is None for block in model.decoder.blocks)
@@ -182,6 +205,43 @@ def test_embeddings_are_scaled_and_start_with_unit_variance():
     assert 0.97 < model.embedding(every).std() < 1.03
     plain = Encoder(config(scale_embeddings=False, position="none"))
     assert torch.equal(plain.embedding(SOURCE), F.embedding(SOURCE, plain.embedding.tokens.weight))
+
+
+@pytest.mark.parametrize("position", ["sinusoidal", "learned"])
+def test_places_are_added_to_embeddings_that_are_scaled(position):
+    embedding = Encoder(config(position=position)).embedding
+    plain = F.embedding(SOURCE, embedding.tokens.weight)
+    torch.testing.assert_close(embedding(SOURCE), 24**0.5 * plain + embedding.places(torch.zeros_like(plain)))
+
+
+def test_tied_logits_are_inner_products_with_the_embeddings():
+    model = decoder(tied_embeddings=True)
+    torch.testing.assert_close(model(TARGET), model.hidden(TARGET) @ model.embedding.tokens.weight.T)
+
+
+def test_the_vocabulary_of_a_target_is_none_of_a_decoder_alone():
+    model = Decoder(config(target_vocab_size=17))
+    assert model(TARGET).shape == (2, 7, VOCABULARY)
+
+
+def test_linear_layers_start_as_xaviers():
+    """Glorot & Bengio 2010, equation 16; biases of 0."""
+    layers = [module for module in EncoderDecoder(config()).modules() if isinstance(module, nn.Linear)]
+    for layer in layers:
+        bound = (6 / sum(layer.weight.shape)) ** 0.5
+        assert 0.9 * bound < layer.weight.abs().max() <= bound
+        assert layer.bias is None or not layer.bias.any()
+    assert len(layers) == 2 * 6 + 3 * 10 + 1
+
+
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post-norm", "pre-norm"])
+def test_dropout_falls_on_what_the_parts_give_and_on_the_embeddings(norm_first):
+    model = randomised(EncoderDecoder(config(norm_first=norm_first, dropout=1 - 1e-9))).train()
+    assert not model.encoder.embedding(SOURCE).any()
+    assert not model.decoder.embedding(TARGET).any()
+    block, x = model.decoder.blocks[0], torch.randn(2, 7, 24)
+    expected = x if norm_first else block.feedforward_norm(block.cross_norm(block.attention_norm(x)))
+    assert torch.equal(block(x, context=torch.randn(2, 11, 24)), expected)
 
 
 def test_dropout_works_while_training_only():
@@ -230,8 +290,11 @@ def test_the_lens_sees_the_three_places():
         (lambda: Decoder(config(decoder_layers=0)), ValueError, "decoder_layers is 0, expected a positive number"),
         (lambda: decoder()(tokens(2, 3) + 11), ValueError, "tokens holds token 23, expected 0 to 12: the vocabulary"),
         (lambda: decoder()(tokens(2, 3) - 20), ValueError, "tokens holds token -19, expected 0 to 12"),
+        (lambda: decoder()(torch.tensor([[3, 13]])), ValueError, "tokens holds token 13, expected 0 to 12"),
+        (lambda: decoder()(torch.tensor([[3, -1]])), ValueError, "tokens holds token -1, expected 0 to 12"),
         (lambda: decoder()(tokens(3)), ValueError, r"tokens has shape \(3\), expected \(batch, tokens\)"),
         (lambda: decoder()(torch.zeros(2, 3)), TypeError, "tokens has dtype torch.float32, expected integers"),
+        (lambda: decoder()(tokens(2, 3) > 5), TypeError, "tokens has dtype torch.bool, expected integers"),
         (lambda: decoder()(tokens(2, 3), valid=tokens(2, 3)), TypeError, "valid has dtype torch.int64, expected"),
         (
             lambda: decoder()(tokens(2, 3), valid=lengths(4, 1, 2)),
@@ -239,11 +302,17 @@ def test_the_lens_sees_the_three_places():
             r"valid has shape \(2, 4\), expected that of its tokens, \(2, 3\)",
         ),
         (lambda: decoder()(TARGET, torch.zeros(2, 3, 24)), ValueError, "this decoder has no cross-attention"),
+        (lambda: decoder()(TARGET, context_valid=lengths(3, 1, 2)), ValueError, "this decoder has no cross-attention"),
         (lambda: encoder_decoder().decoder(TARGET), ValueError, "context is None: this decoder attends to what"),
         (
             lambda: encoder_decoder().decoder(TARGET, torch.zeros(2, 3, 25)),
             ValueError,
             r"context has shape \(2, 3, 25\), expected \(batch, keys, 24\)",
+        ),
+        (
+            lambda: encoder_decoder().decoder(TARGET, torch.zeros(2, 3, 24), context_valid=lengths(4, 1, 2)),
+            ValueError,
+            r"context_valid has shape \(2, 4\), expected that of its tokens, \(2, 3\)",
         ),
         (
             lambda: encoder_decoder()(SOURCE, TARGET, source_valid=lengths(7, 1, 2)),

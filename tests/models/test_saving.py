@@ -80,6 +80,14 @@ def test_a_loaded_model_does_not_change_with_its_file(tmp_path):
     assert torch.equal(loaded(TARGET), model(TARGET))
 
 
+def test_a_parameter_that_lies_otherwise_in_memory(tmp_path):
+    model = decoder()
+    model.output.weight.data = model.output.weight.detach().T.contiguous().T
+    assert not model.output.weight.is_contiguous()
+    model.save(tmp_path)
+    assert torch.equal(Decoder.load(tmp_path).output.weight, model.output.weight)
+
+
 def test_half_of_a_model_is_not_saved_as_one(tmp_path):
     model = encoder_decoder()
     with pytest.raises(ValueError, match="this decoder is half of an encoder-decoder: save the whole model"):
@@ -171,6 +179,8 @@ class TestWhatIsNoModel:
     def test_a_huge_config(self, saved):
         (saved / "config.json").write_text(" " * ((1 << 20) + 1))
         refused(saved, "config.json has more than 1,048,576 bytes")
+        (saved / "config.json").write_text(" " * (1 << 20))
+        refused(saved, "config.json describes no model of this package")
 
     def test_a_newer_one(self, saved):
         edit_config(saved, lambda values: values.update(version=2))

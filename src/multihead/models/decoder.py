@@ -136,12 +136,14 @@ class Decoder(Model):
             contexts = [*state.contexts] or [None] * len(self.blocks)
             caches = [*state.caches]
             valid, context_valid = _all_so_far(state, valid, tokens), state.context_valid
-            state.valid = valid
         mask = _seen(valid, tokens.shape[1])
         context_mask = None if context_valid is None else padding(context_valid)
         x = self.embedding(tokens, valid, before=before)
         for block, source, cache in zip(self._every_block(), contexts, caches, strict=True):
             x = block(x, mask, context=source, context_mask=context_mask, cache=cache)
+        if state is not None:
+            # a call that was refused has read nothing
+            state.valid = valid
         return self.norm(x)
 
     def logits(self, hidden: Float[Tensor, "batch asked embed"]) -> Float[Tensor, "batch asked vocab"]:
