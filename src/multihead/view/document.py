@@ -392,8 +392,7 @@ def _shrunk(blocks: Tensor) -> Tensor:
         return blocks.detach().cpu().double()
     pooled = torch.zeros(blocks.shape[0], *cells, dtype=torch.float64)
     for head, into in zip(blocks, pooled, strict=True):
-        # one head at a time: all of a long text's in float64 would be many times the answer
-        into[:] = torch.nn.functional.adaptive_avg_pool2d(head.detach().cpu().double()[None], cells)[0]
+        into[:] = torch.nn.functional.adaptive_avg_pool2d(head.detach().cpu()[None], cells)[0]
     return pooled
 
 

@@ -10,13 +10,13 @@ from multihead.recording.words import is_mark, joined, words_of
 _NEAR = 2
 _FAINT = 0.1
 _LINKS = 400
-_LOOKED = 20_000
+_LOOKED = 2_000
 
 
 def likely_token(recording: Recording, item: int = 0) -> int:
     """The position of a token worth looking at in the text that is asked about: the longest word, the first of several.
 
-    Of a text of more than 20,000 tokens the first as many that were recorded are looked through.
+    Of a text of more than 2,000 tokens the first as many that were recorded are looked through.
 
     Raises:
         SourceError: the recording holds no layer.
@@ -24,12 +24,12 @@ def likely_token(recording: Recording, item: int = 0) -> int:
     name = asking_text(recording)
     layer = next(layer for layer in reversed(recording.layers) if layer.query_text == name)
     tokens = recording.texts[name][item] if name in recording.texts else []
-    kept = range(layer.sizes.queries) if layer.queries is None else layer.queries
-    places = {layer.place_of_query(query, len(tokens) or layer.sizes.queries) for query in kept}
-    first = min(places, default=0)
+    kept = range(layer.sizes.queries) if layer.queries is None else frozenset(layer.queries)
+    before = layer.place_of_query(0, len(tokens) or layer.sizes.queries)
+    first = before + min(kept) if kept else 0
     begin = first if len(tokens) > _LOOKED else 0
     looked = tokens[begin : begin + _LOOKED]
-    words = [word for word in words_of(looked) if begin + word[0] in places and not is_mark(looked[word[0]])]
+    words = [word for word in words_of(looked) if begin + word[0] - before in kept and not is_mark(looked[word[0]])]
     longest = max(words, key=lambda word: len(joined(looked, word)), default=None)
     return first if longest is None else begin + longest[0]
 
