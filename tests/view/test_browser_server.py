@@ -1,5 +1,6 @@
 """The served page in a real Chromium: its numbers come from the server, and nothing comes from anywhere else."""
 
+import threading
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from multihead import masks
+from multihead.recording.maps import LayerMap
 from multihead.view.server import Site, opened
 from tests.view.made import layer_of, made_call, recording_of, true_weights
 from tests.view.test_browser import chromium  # noqa: F401
@@ -65,6 +67,19 @@ def test_panel_map_and_text_show_the_servers_numbers(chromium):  # noqa: F811
         tab.keyboard.press("v")
         tab.keyboard.press("v")
         until(tab, "document.querySelectorAll('.token.shaded').length > 1")
+        assert complaints == []
+
+
+def test_a_map_that_takes_long_says_so(chromium, monkeypatch):  # noqa: F811
+    go_on, tile = threading.Event(), LayerMap.tile
+    monkeypatch.setattr(LayerMap, "tile", lambda *given, **options: go_on.wait(60) and tile(*given, **options))
+    recording = recording_of(layer_of(made_call(queries=300, keys=300)))
+    with seen(chromium, recording, "#view=map&layer=0&heads=0") as (tab, complaints):
+        words = tab.get_by_role("status").filter(has_text="computing what is in sight")
+        words.wait_for()
+        go_on.set()
+        words.wait_for(state="detached")
+        until(tab, "document.querySelector('.map-stage').getAttribute('aria-busy') === 'false'")
         assert complaints == []
 
 

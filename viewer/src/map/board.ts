@@ -11,6 +11,8 @@ import { filled, mapSource, type Painted } from "./source";
 const DEEPEST = 40;
 /** Pixels a token from which every token has its label. */
 const NEAR = 13;
+/** Milliseconds after which a map that is not yet drawn says so. */
+const PATIENCE = 1000;
 /** What of the window counts as its edge when the chosen pair is brought into sight. */
 const EDGE = 0.05;
 
@@ -50,7 +52,8 @@ export class MapBoard {
   readonly #top = new Axis("top");
   readonly #left = new Axis("left");
   readonly #complaint = h("p", { class: "map-complaint", role: "alert", hidden: true });
-  readonly element = h("div", { class: "map-board" }, this.#title, h("div", { class: "map-corner", "aria-hidden": true }), this.#top.element, this.#left.element, this.stage, this.#complaint);
+  readonly #waiting = h("p", { class: "map-waiting", role: "status" });
+  readonly element = h("div", { class: "map-board" }, this.#title, h("div", { class: "map-corner", "aria-hidden": true }), this.#top.element, this.#left.element, this.stage, this.#waiting, this.#complaint);
   readonly #row = h("div", { class: "cross row" });
   readonly #column = h("div", { class: "cross column" });
   readonly #frame = h("div", { class: "map-frame" });
@@ -58,6 +61,7 @@ export class MapBoard {
   #grid = new Grid(1, 1);
   #pair: Pair = { row: null, key: null };
   #drawn = "";
+  #slow = 0;
   /** Whether anything has been drawn, so that places on the screen mean something. */
   #begun = false;
   onpin: (at: Point) => void = () => {};
@@ -148,7 +152,15 @@ export class MapBoard {
   #say(): void {
     const { world } = this.#viewer;
     const items = Array.from({ length: world.getItemCount() }, (_, i) => world.getItemAt(i)!);
-    set(this.stage, "aria-busy", items.length === 0 || items.some((item) => !item.getFullyLoaded()));
+    const busy = items.length === 0 || items.some((item) => !item.getFullyLoaded());
+    set(this.stage, "aria-busy", busy);
+    if (!busy) {
+      clearTimeout(this.#slow);
+      this.#slow = 0;
+      replace(this.#waiting);
+    } else if (this.#slow === 0) {
+      this.#slow = window.setTimeout(() => replace(this.#waiting, this.#complaint.hidden && "computing what is in sight …"), PATIENCE);
+    }
   }
 
   set title(words: string) {
@@ -165,6 +177,7 @@ export class MapBoard {
 
   #complain(error: unknown): void {
     set(this.#complaint, "hidden", null);
+    replace(this.#waiting);
     replace(this.#complaint, error instanceof Error ? error.message : String(error));
   }
 
