@@ -9,6 +9,7 @@ from multihead.core import AttentionCall, Measurements, Statistics, reference
 from multihead.errors import RecordingError
 from multihead.kernels import measure
 from multihead.recording import Recording, maps, whole
+from multihead.recording import pieces as room
 from multihead.recording.maps import LayerMap, map_block
 from tests.accuracy import OPTIONS, check, mask_examples, random_call
 from tests.view.made import layer_of, made_call
@@ -29,8 +30,8 @@ def one_thread():
 def pieces(request, monkeypatch):
     """Also with pieces so small that every tile has many, ragged ones among them."""
     if request.param == "small pieces":
-        monkeypatch.setattr(maps, "HEIGHT", 32)
-        monkeypatch.setattr(maps, "WIDTH", 64)
+        monkeypatch.setattr(room, "HEIGHT", 32)
+        monkeypatch.setattr(room, "WIDTH", 64)
 
 
 def pooled(weights, level, pooling):
@@ -256,7 +257,7 @@ def test_measured_maps_are_bounded(monkeypatch):
 
 
 def test_work_can_be_ended_between_pieces(monkeypatch):
-    monkeypatch.setattr(maps, "HEIGHT", 32)
+    monkeypatch.setattr(room, "HEIGHT", 32)
     call = made_call(queries=300, keys=300)
     left = [3]
 

@@ -15,7 +15,7 @@ from multihead.recording import Recording
 from multihead.view.document import Data
 from multihead.view.notebook import Answers
 from multihead.view.page import html_of, page
-from multihead.view.server import Served
+from multihead.view.served import Served
 from tests.view.made import layer_of, made_call, recording_of, true_weights
 from tests.view.test_browser import chromium  # noqa: F401
 

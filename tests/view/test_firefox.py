@@ -15,7 +15,8 @@ from PIL import Image
 
 from multihead import masks
 from multihead.view.page import page
-from multihead.view.server import Site, opened
+from multihead.view.server import opened
+from multihead.web import Site
 from tests.view.made import layer_of, made_call, recording_of, true_weights
 from tests.view.test_browser import EVIL
 from tests.view.test_browser_map import cell_of

@@ -20,7 +20,8 @@ from multihead.view import notebook
 from multihead.view.document import Data
 from multihead.view.notebook import Answers, shown_in_notebook, widget
 from multihead.view.page import html_of, page
-from multihead.view.server import Served, files_of
+from multihead.view.served import Served
+from multihead.view.server import files_of
 from multihead.web import Answer
 from tests.accuracy import check
 from tests.view.made import layer_of, made_call, recording_of, true_weights

@@ -10,7 +10,8 @@ import torch
 from multihead.recording import Recording, load
 from multihead.view import Frames, Picture, page, write_page
 from multihead.view.pictures import first_token, named
-from multihead.view.server import Served, opened
+from multihead.view.served import Served
+from multihead.view.server import opened
 from tests.view.made import layer_of, made_call, recording_of
 from tests.view.reader import Elements, Page
 

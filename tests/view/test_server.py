@@ -23,8 +23,9 @@ from multihead.errors import RecordingError, SourceError
 from multihead.kernels import measure
 from multihead.recording import load, maps
 from multihead.recording.maps import LayerMap
-from multihead.view import server
-from multihead.view.server import Served, opened, serve, serving
+from multihead.view import served
+from multihead.view.served import Served
+from multihead.view.server import opened, serve, serving
 from multihead.web import Site
 from tests.accuracy import check
 from tests.view.made import layer_of, made_call, recording_of
@@ -429,7 +430,7 @@ def test_queries_behind_a_cache():
 
 
 def test_a_sample_stands_for_an_overview_that_takes_too_long(monkeypatch):
-    monkeypatch.setattr(server, "OVERVIEW_WEIGHTS", TOKENS * 4 * 48 * 3)
+    monkeypatch.setattr(served, "OVERVIEW_WEIGHTS", TOKENS * 4 * 48 * 3)
     call = made_call(heads=4, queries=TOKENS, keys=TOKENS, dim=8, spread=0.2)
     with serving(recording_of(layer_of(call))) as url:
         document = document_in(get(url)[2])
@@ -443,8 +444,8 @@ def test_a_sample_stands_for_an_overview_that_takes_too_long(monkeypatch):
 
 
 def test_of_a_large_recording_little_is_read_at_the_start(saved, monkeypatch):
-    monkeypatch.setattr(server, "EAGER_ROWS", 100)
-    monkeypatch.setattr(server, "described", partial(server.described, most=0))
+    monkeypatch.setattr(served, "EAGER_ROWS", 100)
+    monkeypatch.setattr(served, "described", partial(served.described, most=0))
     layers = (layer_of(SELF, statistics=Statistics(blocks=(16, 16))),)
     replace(made_recording(), layers=layers).save(saved)
     recording = load(saved)
@@ -458,7 +459,7 @@ def test_of_a_large_recording_little_is_read_at_the_start(saved, monkeypatch):
 
 def test_each_piece_of_work_has_one_core(monkeypatch):
     threads = {}
-    tile, line = LayerMap.tile, server.weights
+    tile, line = LayerMap.tile, served.weights
 
     def noted(name, real):
         def asking(*given, **options):
@@ -468,7 +469,7 @@ def test_each_piece_of_work_has_one_core(monkeypatch):
         return asking
 
     monkeypatch.setattr(LayerMap, "tile", noted("tile", tile))
-    monkeypatch.setattr(server, "weights", noted("line", line))
+    monkeypatch.setattr(served, "weights", noted("line", line))
     before = torch.get_num_threads()
     with serving(made_recording()) as url:
         get(url, query_of("tile", TILE))
@@ -482,7 +483,7 @@ def test_each_piece_of_work_has_one_core(monkeypatch):
 
 
 def test_too_many_heads_at_once(monkeypatch, url):
-    monkeypatch.setattr(server, "ANSWER_BYTES", 4 * TOKENS)
+    monkeypatch.setattr(served, "ANSWER_BYTES", 4 * TOKENS)
     assert get(url, "row?layer=0&heads=0&query=3")[0] == 200
     assert error(url, "row?layer=0&heads=0,1&query=3") == (
         400,
@@ -580,7 +581,7 @@ def test_the_command(saved, options):
 
 
 @pytest.fixture
-def served(monkeypatch):
+def commanded(monkeypatch):
     """What the command would have served."""
     found = []
 
@@ -596,10 +597,10 @@ def command(*arguments):
     return CliRunner().invoke(cli.app, ["view", *map(str, arguments), "--no-open"])
 
 
-def test_a_page_that_is_too_large_is_served(saved, served, monkeypatch, tmp_path):
+def test_a_page_that_is_too_large_is_served(saved, commanded, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert command(saved).exit_code == 0
-    assert not served
+    assert not commanded
     assert (tmp_path / "attention.html").exists()
     # a function of this name stands before the module
     page = sys.modules["multihead.view.page"]
@@ -610,7 +611,7 @@ def test_a_page_that_is_too_large_is_served(saved, served, monkeypatch, tmp_path
             answer = command(saved)
         assert answer.exit_code == 0
         assert answer.stdout.startswith("http://127.0.0.1:")
-        assert isinstance(served.pop(), Served)
+        assert isinstance(commanded.pop(), Served)
     assert [path.name for path in tmp_path.glob("*.html")] == ["attention.html"]
     with monkeypatch.context() as patch:
         patch.setattr(page, "LARGEST_PAGE", 1000)
@@ -618,7 +619,7 @@ def test_a_page_that_is_too_large_is_served(saved, served, monkeypatch, tmp_path
     assert (answer.exit_code, "the page would have about" in answer.stderr) == (2, True)
 
 
-def test_what_the_command_refuses(saved, served, tmp_path):
+def test_what_the_command_refuses(saved, commanded, tmp_path):
     answer = command(saved, "--serve", "--output", tmp_path / "page.html")
     assert (answer.exit_code, answer.stderr) == (
         2,
@@ -636,7 +637,7 @@ def test_what_the_command_refuses(saved, served, tmp_path):
     assert (answer.exit_code, "cannot read" in answer.stderr) == (2, True)
 
 
-def test_the_network_is_warned_of(saved, served):
+def test_the_network_is_warned_of(saved, commanded):
     answer = command(saved, "--host", "0.0.0.0")
     assert answer.stderr == "multihead: anyone on the network who has this address can read the text.\n"
 

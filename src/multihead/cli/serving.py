@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from multihead.recording import Recording
     from multihead.view.pictures import Pictures
-    from multihead.view.server import Served
+    from multihead.view.served import Served
 
 SURELY = 1 << 25
 """Numbers of queries and keys whose page passes 64 MB, however they are rounded: it has some 18 bits for each."""

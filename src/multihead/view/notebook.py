@@ -23,7 +23,8 @@ from multihead.recording import Recording
 from multihead.view.document import Data
 from multihead.view.page import fits, html_of, page
 from multihead.view.pictures import Pictures
-from multihead.view.server import Served, files_of
+from multihead.view.served import Served
+from multihead.view.server import files_of
 from multihead.web import Refusal, Stopped
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def widget(
         ValueError, RecordingError, SourceError: there is nothing to show; or the height is no height.
         TypeError: the height is no whole number.
 
-    Memory: the page; if it would pass 16 MB, the recording and what :class:`multihead.view.server.Served` keeps.
+    Memory: the page; if it would pass 16 MB, the recording and what :class:`multihead.view.served.Served` keeps.
     """
     height = whole("height", height)
     if height < 1:
