@@ -101,12 +101,17 @@ def batch() -> str:
     with torch.no_grad():
         found = alternate(runs)
     base = found[next(iter(found))]
-    rows = []
+    rows, alone = [], None
     for name, seconds in found.items():
         program = f"from benchmarks.observing import memory_of\nprint(memory_of({name!r}))"
         answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-        rows.append((name, f"{seconds:.2f} s", f"{seconds / base:.2f} ×", f"{int(answer.stdout) / 1e6:.0f} MB"))
-    return table("Observing 8 × 512 tokens × 72 heads", ("run", "median", "ratio", "peak memory of the run"), rows)
+        peak = int(answer.stdout) / 1e6
+        alone = peak if alone is None else alone
+        rows.append(
+            (name, f"{seconds:.2f} s", f"{seconds / base:.2f} ×", f"{peak:.0f} MB", f"{max(0.0, peak - alone):.0f} MB")
+        )
+    columns = ("run", "median", "ratio", "peak memory of the run", "beyond the model alone")
+    return table("Observing 8 × 512 tokens × 72 heads", columns, rows)
 
 
 def of_a_batch() -> dict[str, Callable[[], object]]:
