@@ -174,3 +174,17 @@ def test_the_served_page(firefox):
         said = firefox.ask("said")
     assert said["complaints"] == []
     assert [asked for asked in said["requests"] if not asked.startswith((url.split("/", 3)[0], "data:", "blob:"))] == []
+
+
+def test_the_last_of_a_million_tokens_has_its_row(shown):
+    count = 1_000_000
+    call = made_call(queries=count, keys=count, heads=1, dim=2, mask=masks.causal())
+    recording = recording_of(layer_of(call, queries=[0, count - 1]), texts={"text": [["x"] * count]})
+    tab = shown(recording, f"#view=lines&layer=0&heads=0&token={count - 1}")
+    row = f"document.querySelector('.column.query [data-token=\"{count - 1}\"]')"
+    tab.until(f"{row} !== null")
+    inside = tab.evaluate(
+        f"(([row, column]) => row.top >= column.top - 1 && row.bottom <= column.bottom + 1)"
+        f"([{row}, document.querySelector('.column.query')].map(one => one.getBoundingClientRect()))"
+    )
+    assert inside

@@ -16,6 +16,8 @@ const REMEMBERED = 4000;
 const NUMBERED = 5;
 /** A text of at most this many tokens is fitted into the window where its rows stay readable. */
 const FITTED = 40;
+/** Pixels that every browser lays out in one element: Firefox takes 17.9 million. */
+const TALLEST = 16e6;
 
 interface Line {
   readonly from: number;
@@ -140,7 +142,7 @@ export class Ladder {
     const top = this.#middle.getBoundingClientRect().top + scrollY;
     const room = Math.max(innerHeight - top - 14, 420);
     const [least, most] = matchMedia("(pointer: coarse)").matches ? [24, 30] : [18, 26];
-    const row = count > FITTED ? least + 4 : Math.min(Math.max(Math.floor(room / count), least), most);
+    const row = count > FITTED ? Math.min(least + 4, Math.floor(TALLEST / count)) : Math.min(Math.max(Math.floor(room / count), least), most);
     this.element.style.setProperty("--row", `${row}px`);
     this.element.style.setProperty("--height", `${count > FITTED ? Math.min(room, count * row) : count * row}px`);
     this.#query.show(query, `queries: ${describe(query)}`, row, this.store.state.marks);
