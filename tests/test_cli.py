@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -436,18 +435,28 @@ def test_as_a_process_without_utf8(saved):
 
 
 def test_as_a_process_that_is_interrupted():
-    program = (
-        "import sys; sys.argv = ['multihead', 'show', '-']\n"
-        "from multihead.cli import main\n"
-        "print('ready', flush=True)\n"
-        "main()"
-    )
+    program = """
+import sys
+
+class Input:
+    def read(self):
+        print("reading", flush=True)
+        return stdin.buffer.read()
+
+    def __getattr__(self, name):
+        return getattr(stdin, name)
+
+stdin, sys.stdin = sys.stdin, Input()
+sys.stdin.buffer = sys.stdin
+sys.argv = ["multihead", "show", "-"]
+from multihead.cli import main
+main()
+"""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", program], **pipes) as process:
-        assert process.stdout.readline() == b"ready\n"
-        time.sleep(0.5)
+        assert process.stdout.readline() == b"reading\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 130
+        assert process.wait(timeout=60) == 130
         assert process.stdout.read() == b""
         assert process.stderr.read() == b""
 

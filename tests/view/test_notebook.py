@@ -223,7 +223,7 @@ class TestWidget:
         sent = Queue()
         made.send = made.answers._send = lambda content, buffers: sent.put((content, buffers))
         made._handle_custom_msg({"kind": "ask", "id": 5, "name": "row", "parameters": ROW}, [])
-        assert sent.get(timeout=10)[0] == {"id": 5}
+        assert sent.get(timeout=60)[0] == {"id": 5}
         made.close()
         assert threading.active_count() == before
         made.close()
@@ -356,20 +356,20 @@ class TestAnswers:
         served = Waiting()
         asked = asking(served)
         first, second = asked.ask("row", ROW), asked.ask("row", ROW)
-        assert [served.seen.get(timeout=10) for _ in range(2)] == ["begun", "begun"]
+        assert [served.seen.get(timeout=60) for _ in range(2)] == ["begun", "begun"]
         asked.answers.received({"kind": "drop", "id": first})
-        assert served.seen.get(timeout=10) == "ended"
+        assert served.seen.get(timeout=60) == "ended"
         asked.answers.received({"kind": "drop", "id": first})
         asked.answers.received({"kind": "drop", "id": 99})
         assert asked.nothing()
         asked.answers.received({"kind": "drop", "id": second})
-        assert served.seen.get(timeout=10) == "ended"
+        assert served.seen.get(timeout=60) == "ended"
 
     def test_a_question_asked_twice_is_answered_once(self, asking, caplog):
         served = Waiting()
         asked = asking(served)
         question = {"kind": "ask", "id": asked.ask("row", ROW), "name": "row", "parameters": ROW}
-        assert served.seen.get(timeout=10) == "begun"
+        assert served.seen.get(timeout=60) == "begun"
         asked.answers.received(question)
         assert "was asked question 1 twice" in caplog.text
         with pytest.raises(Empty):
@@ -402,9 +402,9 @@ class TestAnswers:
         served = Waiting()
         asked = asking(served)
         asked.ask("row", ROW)
-        assert served.seen.get(timeout=10) == "begun"
+        assert served.seen.get(timeout=60) == "begun"
         asked.answers.close()
-        assert served.seen.get(timeout=10) == "ended"
+        assert served.seen.get(timeout=60) == "ended"
         asked.answers.close()
 
     def test_a_file_that_was_changed_is_not_read(self, asking, tmp_path):
