@@ -138,7 +138,7 @@ def short(browser, folder: Path) -> list[tuple[object, ...]]:
         seconds.append(time.perf_counter() - start)
     # threads of the writing still spin for a moment, on the cores that the browser would have
     time.sleep(1.0)
-    for _ in range(ROUNDS):
+    for _ in range(3 * ROUNDS):
         tab, picture = first_picture(browser, path.as_uri(), offline=True)
         pictures.append(picture)
         switches += [tab.evaluate(_SWITCH, head) for head in range(12)]
