@@ -436,7 +436,11 @@ def test_as_a_process_without_utf8(saved):
 
 def test_as_a_process_that_is_interrupted():
     program = """
+import signal
 import sys
+
+# what starts this process may have it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 class Input:
     def read(self):

@@ -39,6 +39,15 @@ def chromium():
         browser.close()
 
 
+def until(tab, expression: str) -> None:
+    """Wait for it; the page's policy lets no text be evaluated again and again inside it."""
+    for _ in range(600):
+        if tab.evaluate(expression):
+            return
+        tab.wait_for_timeout(50)
+    pytest.fail(f"never true: {expression}")
+
+
 class Opened:
     """A page that is open, and everything that went wrong in it."""
 
@@ -148,6 +157,7 @@ def test_numbers_on_screen_by_mouse(opened):
     assert (shown.state["token"], shown.state["heads"]) == (7, [1])
     assert shown.shown("out", 1)[int(weights[1, 7].argmax())] == pytest.approx(weights[1, 7].max(), abs=1.1e-5)
     shown.tab.locator('.column.query .token[data-token="2"]').hover()
+    until(shown.tab, "multihead.state.hover?.token === 2")
     drawn = shown.tab.locator('.column.key [data-head="1"][data-weight]')
     assert drawn.count() >= 1
     largest = max(float(number.get_attribute("data-weight")) for number in drawn.all())

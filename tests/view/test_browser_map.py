@@ -13,7 +13,7 @@ from multihead.recording import PROMPT_TOKENS
 from multihead.view.comparison import comparison
 from multihead.view.page import page, write_page
 from tests.view.made import layer_of, made_call, recording_of, true_weights
-from tests.view.test_browser import chromium, opened  # noqa: F401
+from tests.view.test_browser import chromium, opened, until  # noqa: F401
 
 pytestmark = pytest.mark.browser
 
@@ -31,15 +31,6 @@ def asked(shown, head: int, level: int, row: int, column: int, pooling: str) -> 
 
 def tile(shown, head: int, level: int, y: int, x: int, pooling: str) -> np.ndarray:
     return np.array(shown.tab.evaluate(f"multihead.tile(0, {head}, {level}, {y}, {x}, '{pooling}').then(t => [...t])"))
-
-
-def until(tab, expression: str) -> None:
-    """Wait for it; the page's policy lets no text be evaluated again and again inside it."""
-    for _ in range(600):
-        if tab.evaluate(expression):
-            return
-        tab.wait_for_timeout(50)
-    pytest.fail(f"never true: {expression}")
 
 
 def see_map(shown) -> None:

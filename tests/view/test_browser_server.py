@@ -12,8 +12,8 @@ from multihead.recording.maps import LayerMap
 from multihead.view.server import opened
 from multihead.web import Site
 from tests.view.made import layer_of, made_call, recording_of, true_weights
-from tests.view.test_browser import chromium  # noqa: F401
-from tests.view.test_browser_map import cell_of, until
+from tests.view.test_browser import chromium, until  # noqa: F401
+from tests.view.test_browser_map import cell_of
 
 pytestmark = pytest.mark.browser
 

@@ -8,7 +8,7 @@ from tests.view.made import layer_of, made_call, recording_of, true_weights
 
 pytestmark = pytest.mark.browser
 
-chromium, opened = browser.chromium, browser.opened
+chromium, opened, until = browser.chromium, browser.opened, browser.until
 
 LENGTH = 131_072
 """Tokens of the long text; only a few of its queries are recorded."""
@@ -128,6 +128,7 @@ def test_shades_are_the_formulas(opened):
         page.tab.locator(f'.flow .token[data-token="{token}"]').click()
         page.tab.locator(f'.toolbar [data-direction="{direction}"]').click()
         page.tab.mouse.move(0, 0)
+        until(page.tab, "multihead.state.hover === null")
         expected = weights[:2, token].max(0) if direction == "out" else weights[:2, :, token].max(0)
         drawn = {
             int(span.get_attribute("data-token")): float(span.get_attribute("data-weight"))

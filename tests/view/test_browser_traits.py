@@ -171,13 +171,14 @@ def test_kinds_say_their_thresholds_and_mark_their_heads(opened):  # noqa: F811
         assert int(row.locator(".number").inner_text()) == sum(one.label == name for one in found)
     assert {one.label for one in found} >= {"broad", ""}
     shown.tab.locator('.kinds li[data-label="broad"]').hover()
+    shown.tab.locator(".overview .cell.echo").first.wait_for()
     marked = {
         (int(cell.get_attribute("data-layer")), int(cell.get_attribute("data-head")))
         for cell in shown.tab.locator(".overview .cell.echo").all()
     }
     assert marked == {(one.layer, one.head) for one in found if one.label == "broad"}
     shown.tab.mouse.move(0, 0)
-    assert shown.tab.locator(".overview.echoing").count() == 0
+    shown.tab.locator(".overview.echoing").wait_for(state="detached")
 
 
 def test_what_is_not_known_comes_last_and_says_so(opened):  # noqa: F811

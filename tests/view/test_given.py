@@ -170,22 +170,24 @@ class TestInABrowser:
         assert float(self.readout(shown, 0)["value"]) == pytest.approx(weights[1, 150, 150], abs=accuracy)
         assert weights[1, 150, 150] > 20 * accuracy
         box = shown.tab.locator(".map-stage").bounding_box()
-        shown.tab.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.6 * box["height"])
-        found = self.readout(shown, 1)
+        found = self.readout(shown, 1, (box["x"] + 0.3 * box["width"], box["y"] + 0.6 * box["height"]))
         level, row, column = (int(found[name]) for name in ("level", "row", "column"))
         cell = weights[1, row << level : row + 1 << level, column << level : column + 1 << level]
         mean = cell.sum() / len(cell)
         assert float(found["value"]) == pytest.approx(mean, abs=accuracy * cell.shape[1])
         assert mean > 20 * accuracy * cell.shape[1]
 
-    def readout(self, shown, least: int) -> dict[str, str]:
+    def readout(self, shown, least: int, pointer: tuple[float, float] | None = None) -> dict[str, str]:
         """The cell that the map reads out and its number, seen at one moment, once it is of this level or coarser."""
         script = """() => {
             const pair = document.querySelector(".readout .pair[data-level]");
             const number = document.querySelector(".readout .number[data-value]");
             return pair && number && { ...pair.dataset, ...number.dataset };
         }"""
-        for _ in range(200):
+        for round_ in range(600):
+            if pointer is not None:
+                # who points before the map is drawn moves on
+                shown.tab.mouse.move(pointer[0] + round_ % 2, pointer[1])
             found = shown.tab.evaluate(script)
             if found and int(found["level"]) >= least:
                 return found
