@@ -246,6 +246,16 @@ def test_a_recording_without_queries_and_keys_says_what_it_can():
     assert len(recording(bare).traits()) == 6
 
 
+def test_queries_and_keys_without_the_log_sum_exp_are_enough():
+    call = call_of(MASKS["causal padding"], **OPTIONS["all"])
+    bare = recording(selected(call, statistics=Statistics.only()))
+    assert bare.layers[0].statistics.lse is None
+    for found, expected in zip(bare.traits(item=1), recording(selected(call)).traits(item=1), strict=True):
+        assert dataclasses.astuple(found)[:3] == dataclasses.astuple(expected)[:3]
+        for name in NUMBERS:
+            assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-4, abs=1e-6), name
+
+
 @pytest.mark.parametrize("mask", ["none", "causal"])
 def test_weights_that_were_given(mask):
     call = random_call(queries=LK, keys=LK, mask=MASKS[mask])

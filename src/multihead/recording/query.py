@@ -153,8 +153,11 @@ def kept_of(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, lse
 
 
-def check_recomputes(layer: Layer) -> None:
-    """Raise ``RecordingError`` unless q, k and the log-sum-exp were kept; of a file's layer, nothing is read."""
+def check_recomputes(layer: Layer, *, lse: bool = True) -> None:
+    """Raise ``RecordingError`` unless q, k and the log-sum-exp were kept; of a file's layer, nothing is read.
+
+    ``lse=False`` where it is measured anew.
+    """
     if layer.shape_of("weights") is not None:
         raise RecordingError(
             f"layer {layer.index} holds the weights that were given and no queries and keys, which this needs: rows, "
@@ -164,7 +167,7 @@ def check_recomputes(layer: Layer) -> None:
         raise RecordingError(
             f"layer {layer.index} holds no queries and keys to recompute weights from: observe with qk=True."
         )
-    if layer.shape_of("lse") is None:
+    if lse and layer.shape_of("lse") is None:
         raise RecordingError(
             f"layer {layer.index} holds no log-sum-exp to recompute weights from: observe with Statistics(lse=True)."
         )

@@ -1,6 +1,5 @@
 """What a layer kept of one sequence as one attention again, and what is measured of it anew."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -12,7 +11,8 @@ from multihead.core.statistics import block_means
 from multihead.kernels import measure
 from multihead.masks import Mask
 from multihead.recording.layer import Layer
-from multihead.recording.query import kept_of
+from multihead.recording.pieces import Pause
+from multihead.recording.query import check_recomputes
 from multihead.recording.selection import sequence_of
 
 BAND = 4096
@@ -26,14 +26,16 @@ def call_of(layer: Layer, item: int, places: range | None = None) -> AttentionCa
     """The kept queries and some of the kept heads of one sequence as an attention; its values mean nothing.
 
     Args:
-        layer: with q, k and the log-sum-exp.
+        layer: with q and k.
         item: the sequence in the batch.
         places: of heads among those kept; None: all.
 
     Raises:
-        RecordingError: q, k or the log-sum-exp were not kept.
+        RecordingError: q or k was not kept.
     """
-    q, k, _ = kept_of(layer)
+    check_recomputes(layer, lse=False)
+    q, k = layer.q, layer.k
+    assert q is not None and k is not None  # noqa: S101, PT018  it was just looked for
     places = range(len(layer.heads)) if places is None else places
     heads = slice(places.start, places.stop)
     q, k = q[item : item + 1, heads], k[item : item + 1, _indices(layer.kv_heads[heads])]
@@ -75,12 +77,12 @@ def blocks_of(
     *,
     places: range | None = None,
     queries: Int[Tensor, " query"] | None = None,
-    pause: Callable[[], None] | None = None,
+    pause: Pause | None = None,
 ) -> tuple[Float[Tensor, "head row column"], Float[Tensor, "head row column"]]:
     """Mean and largest weight of each block of kept queries × keys, from q and k or from the weights themselves.
 
     Args:
-        layer: with q, k and the log-sum-exp, or with weights.
+        layer: with q and k, or with weights.
         item: the sequence in the batch.
         blocks: queries and keys of a block.
         places: of heads among those kept; None: all.
