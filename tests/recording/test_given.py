@@ -14,7 +14,7 @@ from multihead.core import reference
 from multihead.errors import RecordingError
 from multihead.masks import Sizes
 from multihead.recording import Layer, Recording, load, stored
-from multihead.recording.query import kept_of
+from multihead.recording.whole import kept_of
 from multihead.recording.words import Tokens
 from tests.accuracy import SIZES, check, plain, random_call
 from tests.recording.examples import difference, forged, recording_of, same_bits, selected

@@ -19,9 +19,9 @@ from torch import Tensor
 from multihead.conventions import accumulation_dtype
 from multihead.errors import RecordingError
 from multihead.recording.layer import Layer
-from multihead.recording.pieces import Pause, pieces
-from multihead.recording.query import check_item, kept_of, numbers
-from multihead.recording.whole import blocks_of
+from multihead.recording.pieces import pieces
+from multihead.recording.query import check_item, numbers
+from multihead.recording.whole import Pause, blocks_of, kept_of
 
 Pooling = Literal["mean", "max"]
 """What a cell says of its weights; hidden pairs count as 0."""

@@ -1,6 +1,6 @@
 """Weights of one head in pieces that stay in a core's own cache, from q and k or from given weights."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
@@ -10,11 +10,8 @@ from multihead.conventions import statistics_dtype
 from multihead.kernels.seen import spans_and_rest
 from multihead.masks import Mask
 from multihead.recording.layer import Layer
-from multihead.recording.query import kept_of
 from multihead.recording.selection import narrowed, sequence_of
-
-Pause = Callable[[], None]
-"""Called between pieces of work; what it raises ends the work."""
+from multihead.recording.whole import Pause, kept_of
 
 HEIGHT, WIDTH = 512, 1024
 """Queries and keys of one piece."""

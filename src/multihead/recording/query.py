@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from multihead.conventions import in_words, statistics_dtype
-from multihead.core import AttentionCall, PartOfMask
 from multihead.counting import whole, whole_numbers
 from multihead.errors import RecordingError
 from multihead.kernels.collectors import largest
 from multihead.kernels.tiles import TILE_SCORES, Part, biased_and_masked, capped_scores
 from multihead.recording.layer import Layer
-from multihead.recording.selection import holds_dense, narrowed, sequence_of
+from multihead.recording.selection import holds_dense
+from multihead.recording.whole import call_of, indices, kept_of
 from multihead.recording.words import shown
 
 
@@ -80,7 +80,7 @@ def weights(
         return _picked(held[item], head_places, query_places, key_places)
     shape = (len(head_places), len(query_places), len(key_places))
     answer = torch.zeros(shape, dtype=statistics_dtype(q.dtype), device=q.device)
-    rows = _indices(query_places, q.device)
+    rows = indices(query_places, q.device)
     for found, place in zip(answer, head_places, strict=True):
         _fill(found, layer, item, place, rows, key_places)
     return answer
@@ -88,14 +88,14 @@ def weights(
 
 def _picked(held: Tensor, heads: Sequence[int], queries: Sequence[int], keys: Sequence[int]) -> Tensor:
     """Weights out of those of one sequence, (head, query, key); a copy, no larger than the answer."""
-    rows, columns = (_indices(places, held.device) for places in (queries, keys))
-    found = held[_indices(heads, held.device)[:, None, None], rows[:, None], columns]
+    rows, columns = (indices(places, held.device) for places in (queries, keys))
+    found = held[indices(heads, held.device)[:, None, None], rows[:, None], columns]
     return found.to(statistics_dtype(found.dtype))
 
 
 def _fill(answer: Tensor, layer: Layer, item: int, place: int, rows: Tensor, keys: Sequence[int]) -> None:
     """Compute one head's weights into ``answer``, (queries, keys), a tile at a time."""
-    call = _call_of_head(layer, item, place, keys)
+    call = call_of(layer, item, range(place, place + 1), keys)
     lse = kept_of(layer)[2][item, place]
     dim = call.q.shape[-1]
     width = max(1, min(len(keys), TILE_SCORES // max(dim, 1)))
@@ -112,65 +112,6 @@ def _fill(answer: Tensor, layer: Layer, item: int, place: int, rows: Tensor, key
             scores, _ = biased_and_masked(call, part, capped_scores(call, part))
             found = scores[0, 0].sub_(shift.masked_fill(hopeless, 0.0)).exp_().masked_fill_(hopeless, 0.0)
             answer[part.rows, part.keys] = found
-
-
-def _call_of_head(layer: Layer, item: int, place: int, keys: Sequence[int]) -> AttentionCall:
-    """The attention of one kept head with the chosen keys only; queries are places among those kept."""
-    q, k, _ = kept_of(layer)
-    device = q.device
-    span = slice(keys.start, keys.stop) if isinstance(keys, range) and keys.step == 1 else _indices(keys, device)
-    k = k[item : item + 1, layer.kv_heads[place], None][:, :, span]
-    bias = layer.bias
-    if bias is not None:
-        bias = sequence_of(bias, item)
-        bias = bias if bias.shape[1] == 1 else bias[:, place : place + 1]
-        bias = bias if bias.shape[3] == 1 else bias[..., span]
-    mask = None
-    if layer.mask is not None:
-        head = layer.heads[place]
-        chosen = None if layer.queries is None else _indices(layer.queries, device)
-        only = torch.tensor([head], device=device)
-        mask = PartOfMask(narrowed(layer.mask, item, head), layer.sizes, item, only, chosen, _indices(keys, device))
-    q = q[item : item + 1, place : place + 1]
-    return AttentionCall(q, k, k[..., :0], mask, bias, scale=layer.scale, softcap=layer.softcap)
-
-
-def _indices(chosen: Sequence[int], device: torch.device) -> Tensor:
-    if isinstance(chosen, range) and chosen:
-        return torch.arange(chosen.start, chosen.stop, chosen.step, device=device)
-    return torch.tensor(list(chosen), dtype=torch.int64, device=device)
-
-
-def kept_of(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
-    """What a layer's weights are recomputed from: q, k and the log-sum-exp.
-
-    Raises:
-        RecordingError: one of them was not kept; the message says how to keep it.
-    """
-    check_recomputes(layer)
-    q, k, lse = layer.q, layer.k, layer.statistics.lse
-    assert q is not None and k is not None and lse is not None  # noqa: S101, PT018  it was just looked for
-    return q, k, lse
-
-
-def check_recomputes(layer: Layer, *, lse: bool = True) -> None:
-    """Raise ``RecordingError`` unless q, k and the log-sum-exp were kept; of a file's layer, nothing is read.
-
-    ``lse=False`` where it is measured anew.
-    """
-    if layer.shape_of("weights") is not None:
-        raise RecordingError(
-            f"layer {layer.index} holds the weights that were given and no queries and keys, which this needs: rows, "
-            "columns, tile and top read the weights; for the rest observe the model itself."
-        )
-    if layer.shape_of("q") is None or layer.shape_of("k") is None:
-        raise RecordingError(
-            f"layer {layer.index} holds no queries and keys to recompute weights from: observe with qk=True."
-        )
-    if lse and layer.shape_of("lse") is None:
-        raise RecordingError(
-            f"layer {layer.index} holds no log-sum-exp to recompute weights from: observe with Statistics(lse=True)."
-        )
 
 
 def check_item(item: int, batch: int) -> None:

@@ -1,5 +1,6 @@
 """What a layer kept of one sequence as one attention again, and what is measured of it anew."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -8,12 +9,14 @@ from torch import Tensor
 
 from multihead.core import AttentionCall, PartOfMask, Statistics
 from multihead.core.statistics import block_means
+from multihead.errors import RecordingError
 from multihead.kernels import measure
 from multihead.masks import Mask
 from multihead.recording.layer import Layer
-from multihead.recording.pieces import Pause
-from multihead.recording.query import check_recomputes
-from multihead.recording.selection import sequence_of
+from multihead.recording.selection import narrowed, sequence_of
+
+Pause = Callable[[], None]
+"""Called between pieces of work; what it raises ends the work."""
 
 BAND = 4096
 """Queries that are measured between two pauses."""
@@ -22,13 +25,46 @@ _ALIGNMENT = 64
 """Bytes: where torch begins the memory it takes."""
 
 
-def call_of(layer: Layer, item: int, places: range | None = None) -> AttentionCall:
-    """The kept queries and some of the kept heads of one sequence as an attention; its values mean nothing.
+def kept_of(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
+    """What a layer's weights are recomputed from: q, k and the log-sum-exp.
+
+    Raises:
+        RecordingError: one of them was not kept; the message says how to keep it.
+    """
+    check_recomputes(layer)
+    q, k, lse = layer.q, layer.k, layer.statistics.lse
+    assert q is not None and k is not None and lse is not None  # noqa: S101, PT018  it was just looked for
+    return q, k, lse
+
+
+def check_recomputes(layer: Layer, *, lse: bool = True) -> None:
+    """Raise ``RecordingError`` unless q, k and the log-sum-exp were kept; of a file's layer, nothing is read.
+
+    ``lse=False`` where it is measured anew.
+    """
+    if layer.shape_of("weights") is not None:
+        raise RecordingError(
+            f"layer {layer.index} holds the weights that were given and no queries and keys, which this needs: rows, "
+            "columns, tile and top read the weights; for the rest observe the model itself."
+        )
+    if layer.shape_of("q") is None or layer.shape_of("k") is None:
+        raise RecordingError(
+            f"layer {layer.index} holds no queries and keys to recompute weights from: observe with qk=True."
+        )
+    if lse and layer.shape_of("lse") is None:
+        raise RecordingError(
+            f"layer {layer.index} holds no log-sum-exp to recompute weights from: observe with Statistics(lse=True)."
+        )
+
+
+def call_of(layer: Layer, item: int, places: range | None = None, keys: Sequence[int] | None = None) -> AttentionCall:
+    """The kept queries, some of the kept heads and some keys of one sequence as an attention; its values mean nothing.
 
     Args:
         layer: with q and k.
         item: the sequence in the batch.
         places: of heads among those kept; None: all.
+        keys: key numbers; None: all.
 
     Raises:
         RecordingError: q or k was not kept.
@@ -37,20 +73,30 @@ def call_of(layer: Layer, item: int, places: range | None = None) -> AttentionCa
     q, k = layer.q, layer.k
     assert q is not None and k is not None  # noqa: S101, PT018  it was just looked for
     places = range(len(layer.heads)) if places is None else places
-    heads = slice(places.start, places.stop)
-    q, k = q[item : item + 1, heads], k[item : item + 1, _indices(layer.kv_heads[heads])]
+    heads, span = slice(places.start, places.stop), slice(None) if keys is None else _index(keys)
+    q, k = q[item : item + 1, heads], k[item : item + 1, _index(layer.kv_heads[heads])][:, :, span]
     bias = None if layer.bias is None else sequence_of(layer.bias, item)
-    bias = bias if bias is None or bias.shape[1] == 1 else bias[:, heads]
-    mask = None if layer.mask is None else mask_of(layer, item, layer.mask, q.device, places)
+    if bias is not None:
+        bias = bias if bias.shape[1] == 1 else bias[:, heads]
+        bias = bias if bias.shape[3] == 1 else bias[..., span]
+    mask = None if layer.mask is None else mask_of(layer, item, layer.mask, q.device, places, keys)
     sinks = None if layer.sinks is None else layer.sinks[heads]
     # the CPU kernel wants values, of whatever kind
     return AttentionCall(q, k, k[..., :1], mask, bias, layer.scale, layer.softcap, sinks)
 
 
-def _indices(numbers: tuple[int, ...]) -> slice | list[int]:
+def _index(numbers: Sequence[int]) -> slice | list[int]:
     """An index that copies nothing where it need not."""
-    in_order = numbers == tuple(range(numbers[0], numbers[0] + len(numbers))) if numbers else False
-    return slice(numbers[0], numbers[0] + len(numbers)) if in_order else list(numbers)
+    row = range(numbers[0], numbers[-1] + 1) if numbers else range(0)
+    in_order = numbers == row or (len(numbers) == len(row) and tuple(numbers) == tuple(row))
+    return slice(row.start, row.stop) if in_order else list(numbers)
+
+
+def indices(chosen: Sequence[int], device: torch.device) -> Int[Tensor, " index"]:
+    """Whole numbers as a tensor."""
+    if isinstance(chosen, range) and chosen:
+        return torch.arange(chosen.start, chosen.stop, chosen.step, device=device)
+    return torch.tensor(list(chosen), dtype=torch.int64, device=device)
 
 
 def aligned(call: AttentionCall) -> AttentionCall:
@@ -62,11 +108,24 @@ def aligned(call: AttentionCall) -> AttentionCall:
     return replace(call, q=q, k=k, v=k[..., :1])
 
 
-def mask_of(layer: Layer, item: int, mask: Mask, device: torch.device, places: range | None = None) -> Mask:
-    """A layer's mask about the kept queries and some of the kept heads of one sequence."""
-    queries = None if layer.queries is None else torch.tensor(layer.queries, dtype=torch.int64, device=device)
+def mask_of(
+    layer: Layer,
+    item: int,
+    mask: Mask,
+    device: torch.device,
+    places: range | None = None,
+    keys: Sequence[int] | None = None,
+) -> Mask:
+    """A layer's mask about the kept queries, some of the kept heads and some keys of one sequence."""
     heads = layer.heads if places is None else layer.heads[places.start : places.stop]
-    return PartOfMask(mask, layer.sizes, item, torch.tensor(heads, device=device), queries)
+    return PartOfMask(
+        narrowed(mask, item, heads[0] if len(heads) == 1 else None),
+        layer.sizes,
+        item,
+        indices(heads, device),
+        None if layer.queries is None else indices(layer.queries, device),
+        None if keys is None else indices(keys, device),
+    )
 
 
 @torch.no_grad()

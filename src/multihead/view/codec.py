@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from multihead.recording import Layer
-from multihead.recording.query import kept_of
+from multihead.recording.whole import kept_of
 
 ACCURACY = 9e-6
 """The largest difference between a weight drawn and the recorded one, unless the caller says otherwise.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from multihead.files import written_whole
 from multihead.recording import Layer, Recording
-from multihead.recording.query import check_recomputes
+from multihead.recording.whole import check_recomputes
 from multihead.view.codec import ACCURACY, Encoded, encode_all
 from multihead.view.document import Data, Node, document_of, layer_entry, placement, sevens, texts_of
 from multihead.view.heads import described

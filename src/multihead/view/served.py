@@ -18,8 +18,8 @@ from multihead.errors import RecordingError
 from multihead.kernels.collectors import largest
 from multihead.recording import Layer, Recording
 from multihead.recording.maps import LayerMap
-from multihead.recording.pieces import Pause
 from multihead.recording.query import check_item, weights
+from multihead.recording.whole import Pause
 from multihead.view.document import (
     CELLS,
     Node,
