@@ -20,7 +20,7 @@ test: test-python test-viewer
 test-python: .venv/dev.stamp .venv/timm.stamp
 	$(BIN)/python -m pytest -n auto
 	$(BIN)/python -m pytest -n auto tests/as_users_run \
-		--override-ini addopts="--strict-markers --strict-config --import-mode=importlib -ra"
+		--override-ini addopts="--strict-markers --strict-config --import-mode=importlib -raR"
 	PYTHONPATH=$(CURDIR)/.venv/timm $(BIN)/python -m pytest tests/lens/test_timm.py
 
 # Node.js is needed to change the page, not to use it: without it, the page's own unit tests cannot run.
