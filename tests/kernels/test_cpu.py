@@ -1,5 +1,7 @@
 """The CPU kernel where it differs from others: chunks and jobs, threads, numbers that are none, what it refuses."""
 
+import os
+import platform
 import subprocess
 import sys
 import threading
@@ -16,9 +18,12 @@ from tests.accuracy import check, mask_examples, plain, random_bool, random_call
 from tests.kernels.definitions import check_measured
 
 QUERIES, KEYS = 307, 2203
-"""More than two jobs of 128 queries and two chunks of 1024 keys, and no multiple of either."""
+"""More than two jobs of 128 queries and a chunk of 2048 keys, and no multiple of either."""
 
 LONG = {"batch": 1, "heads": 4, "kv_heads": 2, "queries": QUERIES, "keys": KEYS, "dim": 11, "value_dim": 7}
+
+SHORT = {**LONG, "batch": 2, "keys": 1100}
+"""Several jobs and one chunk: keys stay packed from one job to the next."""
 
 
 def long_masks() -> dict[str, masks.Mask | None]:
@@ -42,6 +47,56 @@ def test_every_statistic_over_several_chunks_and_jobs(mask, block):
     asked = Statistics.every(top=9, block=block, rows=(306, 5), columns=(2202, 0, 1024))
     output, found = cpu.measure(call, asked, output=True)
     check_measured(call, asked, output, found, same_keys=0.999)
+
+
+@pytest.mark.parametrize("mask", ["none", "causal", "window"])
+def test_every_statistic_over_several_jobs_of_one_chunk(mask):
+    made = {"none": None, "causal": masks.causal(), "window": masks.sliding_window(300)}[mask]
+    call = random_call(mask=made, **SHORT)
+    asked = Statistics.every(top=9, block=64, rows=(306, 5), columns=(1099, 0, 700))
+    output, found = cpu.measure(call, asked, output=True)
+    check_measured(call, asked, output, found, same_keys=0.999)
+
+
+@pytest.mark.parametrize("keys", [1, 15, 16, 17, 33, 2048, 2049])
+@pytest.mark.parametrize(("dim", "value_dim"), [(1, 1), (16, 16), (17, 48), (33, 32), (64, 31), (80, 130)])
+def test_sizes_that_fill_tiles_and_that_do_not(keys, dim, value_dim):
+    sizes = {"batch": 2, "heads": 4, "kv_heads": 2, "queries": 9, "keys": keys, "dim": dim, "value_dim": value_dim}
+    call, asked = random_call(**sizes), Statistics.every(top=3, rows=(8,), columns=(keys - 1,))
+    cpu.measure(call, asked, output=True)
+    request._local.scratch.fill_(torch.nan)
+    output, found = cpu.measure(call, asked, output=True)
+    check_measured(call, asked, output, found, same_keys=0.99)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="it compiles for other processors of this kind")
+@pytest.mark.parametrize(("name", "features", "lanes"), [("haswell", "+avx,+avx2,+fma", 8), ("x86-64", "", 4)])
+def test_processors_with_narrower_registers(tmp_path, name, features, lanes):
+    code = (
+        "import torch; from multihead import masks; from multihead.core import AttentionCall, Statistics, reference\n"
+        "from multihead.kernels import cpu; q = torch.randn(1, 2, 70, 37)\n"
+        "call = AttentionCall(q, q, q[..., :21], mask=masks.causal())\n"
+        "assert cpu.refuses(call) is None, cpu.refuses(call)\n"
+        "output, found = cpu.measure(call, Statistics(top=3), output=True)\n"
+        "exact = reference(call); torch.testing.assert_close(output, exact.output.float(), atol=1e-5, rtol=1e-5)\n"
+        "best = exact.weights.topk(3).values.float()\n"
+        "torch.testing.assert_close(found.top_weights, best, atol=1e-6, rtol=1e-5)\n"
+        "from multihead.kernels.native.compiled.products import LANES; print(LANES)"
+    )
+    chosen = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | chosen, check=False
+    )
+    assert done.stdout.strip() == str(lanes), done.stderr
+
+
+def test_many_equal_scores():
+    """Among more of them than a list holds, the first keys are the largest."""
+    call = random_call(**SHORT)
+    call = replace(call, q=torch.zeros_like(call.q))
+    for count in (5, 8, 9, 20):
+        _, found = cpu.measure(call, Statistics(top=count))
+        assert (found.top_keys == torch.arange(count)).all()
 
 
 def test_ties_go_to_the_lower_key_wherever_it_stands():

@@ -1,6 +1,6 @@
-"""Output and statistics on a CPU in one pass, by compiled code over torch's own matrix products and threads.
+"""Output and statistics on a CPU in one pass, by compiled code over torch's own threads.
 
-``native/compiled.py`` is what each thread does; ``native/request.py`` turns a call into addresses and sizes, and
+``native/compiled`` is what each thread does; ``native/request.py`` turns a call into addresses and sizes, and
 ``native/answers.py`` what was found into :class:`~multihead.core.Measurements`. The code is compiled when it is first
 used, and kept on disk where that is possible.
 """
@@ -56,8 +56,8 @@ def measure(
 ) -> tuple[Tensor | None, Measurements]:
     """As :func:`multihead.kernels.measure`; NaN and inf among the scores or values are left to ``chunked``.
 
-    Memory: the answers, and for each thread a tile of 128 queries by 1024 keys, or by all keys where statistics of
-    keys are asked for. Sums have the same bits with any number of threads.
+    Memory: the answers, and for each thread up to 2048 packed keys and a tile of scores, or the scores of 128 queries
+    and all keys where statistics of keys are asked for. Sums have the same bits with any number of threads.
     """
     statistics.check(call.sizes, queries)
     request = Request(call, statistics, queries, output=output)
@@ -66,19 +66,20 @@ def measure(
     return request.output, request.measurements()
 
 
-def working_bytes(sizes: Sizes, statistics: Statistics) -> int:
+def working_bytes(sizes: Sizes, dim: int, value_dim: int, statistics: Statistics) -> int:
     """Bytes that measuring takes for a while beside its operands and answers, at most; 0 where nothing runs here."""
     if _missing():
         return 0
     heads, keys = sizes.batch * sizes.heads, sizes.keys
+    kept = keeps_exponentials(statistics)
     # lse, peak, entropy and sink are made whether they were asked for or not
-    found = scratch_bytes(keys, kept=keeps_exponentials(statistics)) + 16 * heads * sizes.queries
-    jobs = jobs_of(sizes, statistics, sizes.queries)
+    found = scratch_bytes(keys, dim, value_dim, kept=kept) + 16 * heads * sizes.queries
+    jobs = jobs_of(sizes, statistics, sizes.queries, kept=kept)
     if statistics.received:
         found += 8 * heads * keys * (strands(len(jobs), heads, keys) + 3)
     found += 8 * (UNITS + heads) * len(statistics.edges(sizes))
     if statistics.own:
-        found += 4 * max(TILE, heads * keys * int(jobs.starts.diff().max()))
+        found += 4 * max(TILE, heads * keys * jobs.longest)
     if statistics.blocks is not None:
         a_cell = 3 * 8 + 4 * statistics.block_peaks
         found += a_cell * heads * len(jobs.pieces()) * -(-keys // statistics.blocks[1])

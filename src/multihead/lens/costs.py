@@ -110,7 +110,7 @@ class Seeing:
         sums = 8 * batch * heads * keys * (3 if asked.received else 0) + 8 * 2 * self._block_cells()
         in_tiles = math.ceil(tile * per_score) + sums
         measured = Sizes(batch, heads, self.queries, keys)
-        return max(in_tiles, cpu.working_bytes(measured, asked)) + operands + output
+        return max(in_tiles, cpu.working_bytes(measured, self.head_dim, self.value_dim, asked)) + operands + output
 
 
 def free_bytes(device: torch.device) -> int | None:

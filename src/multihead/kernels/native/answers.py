@@ -10,6 +10,9 @@ from multihead.kernels.seen import Seen
 TILE = 1 << 24
 """Most pairs of queries and keys that are looked at together where what is visible is counted."""
 
+NONE = torch.empty(0, dtype=torch.int64)
+"""No rows, no keys, no edges."""
+
 
 class Answers:
     """The tensors of one measurement."""
@@ -21,13 +24,13 @@ class Answers:
         batch, heads, count, keys = sizes.batch, sizes.heads, jobs.count, sizes.keys
         self.lse, self.peak, self.entropy, self.sink = torch.empty(4, batch, heads, count).unbind()
         top = min(statistics.top, keys)
-        self.top = torch.full((batch, heads, count, top), -torch.inf) if statistics.top else None
-        self.top_keys = torch.full((batch, heads, count, top), -1)
-        self.edges = torch.tensor(statistics.edges(sizes))
+        self.top = torch.empty(batch, heads, count, top) if statistics.top else None
+        self.top_keys = torch.empty(batch, heads, count, top, dtype=torch.int64) if statistics.top else NONE
+        self.edges = torch.tensor(statistics.edges(sizes)) if statistics.offsets else NONE
         self.received = self._sums(strands, keys) if statistics.received else None
         self.offsets = self._sums(strands, len(self.edges) - 1) if statistics.offsets else None
         self.blocks = self.block_peaks = None
-        self.pieces = torch.empty(0, dtype=torch.int64)
+        self.pieces = NONE
         if statistics.blocks is not None:
             self.pieces = jobs.pieces()
             across = -(-keys // statistics.blocks[1])
@@ -35,14 +38,14 @@ class Answers:
             if statistics.block_peaks:
                 self.block_peaks = torch.zeros(batch, heads, len(self.pieces), across)
         self.chosen_rows, self.chosen_columns = (
-            torch.tensor(chosen or (), dtype=torch.int64) for chosen in (statistics.rows, statistics.columns)
+            torch.tensor(chosen, dtype=torch.int64) if chosen else NONE
+            for chosen in (statistics.rows, statistics.columns)
         )
         self.rows = self.row_slots = self.columns = None
         if statistics.rows is not None:
-            place_of = torch.empty(sizes.queries, dtype=torch.int64)
-            place_of[seen.queries] = torch.arange(count)
-            self.row_slots = torch.full((count,), -1)
-            self.row_slots[place_of[self.chosen_rows]] = torch.arange(len(self.chosen_rows))
+            slots = torch.full((sizes.queries,), -1)
+            slots[self.chosen_rows] = torch.arange(len(self.chosen_rows))
+            self.row_slots = slots[seen.queries]
             self.rows = torch.zeros(batch, heads, len(self.chosen_rows), keys)
         if statistics.columns is not None:
             self.columns = torch.zeros(batch, heads, count, len(self.chosen_columns))
@@ -92,19 +95,28 @@ class Answers:
         if self.offsets is not None:
             found["offsets"], found["offset_edges"] = self.offsets.sum(2).float(), self.edges
         if self.blocks is not None and asked.blocks is not None:
-            queries, keys = len(self.seen.queries), self.sizes.keys
-            total = self._sums(-(-queries // asked.blocks[0]), self.blocks.shape[-1])
-            total.index_add_(2, self.pieces, self.blocks)
-            found["blocks"] = block_means(total, asked.blocks, queries, keys).float()
+            total, peaks = self._whole_blocks()
+            found["blocks"] = block_means(total, asked.blocks, len(self.seen.queries), self.sizes.keys).float()
             found["block_size"] = torch.tensor(asked.blocks)
-            if self.block_peaks is not None:
-                peaks, rows = self.block_peaks.new_zeros(total.shape), self.pieces[:, None].expand_as(self.block_peaks)
-                found["block_peaks"] = peaks.scatter_reduce_(2, rows, self.block_peaks, "amax")
+            if peaks is not None:
+                found["block_peaks"] = peaks
         if self.rows is not None:
             found["rows"], found["row_queries"] = self.rows, self.chosen_rows
         if self.columns is not None:
             found["columns"], found["column_keys"] = self.columns, self.chosen_columns
         return Measurements.of(found | own)
+
+    def _whole_blocks(self) -> tuple[Tensor, Tensor | None]:
+        """Sums and peaks of blocks, from those of the pieces that jobs were about."""
+        assert self.blocks is not None  # noqa: S101  asked for
+        if self.jobs.whole:
+            return self.blocks, self.block_peaks
+        rows, across = -(-self.jobs.count // self.jobs.height), self.blocks.shape[-1]
+        total = self._sums(rows, across).index_add_(2, self.pieces, self.blocks)
+        if self.block_peaks is None:
+            return total, None
+        place = self.pieces[:, None].expand_as(self.block_peaks)
+        return total, self.block_peaks.new_zeros(total.shape).scatter_reduce_(2, place, self.block_peaks, "amax")
 
     def _of_rows(self) -> dict[str, Tensor]:
         asked, found = self.statistics, {}
@@ -118,7 +130,10 @@ class Answers:
 
     def _counted(self) -> tuple[Tensor, Tensor]:
         """How many keys each query sees, and how many queries see each key."""
-        if self.seen.only_spans:
+        if self.call.mask is None:
+            queries, keys = len(self.seen.queries), self.sizes.keys
+            visible, seers = torch.full((1, 1, queries), keys), torch.full((1, 1, keys), queries)
+        elif self.seen.only_spans:
             first, stop = self.seen.ranges
             steps = torch.zeros(*first.shape[:2], self.sizes.keys + 1, dtype=torch.int64)
             steps.scatter_add_(2, first, torch.ones_like(first)).scatter_add_(2, stop, -torch.ones_like(stop))

@@ -1,5 +1,7 @@
 """How the queries of a call are cut: in jobs of one thread, and in strands whose sums are kept apart."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -27,12 +29,17 @@ class Jobs:
             starts = list(range(0, count, most // height * height))
         else:
             starts = [start for top in range(0, count, height) for start in range(top, min(top + height, count), most)]
-        self.starts = torch.tensor([*starts, count])
+        self.starts = [*starts, count]
         """Where each job begins, and the end."""
         self.count = count
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    @property
+    def longest(self) -> int:
+        """The most queries of a job."""
+        return max((stop - start for start, stop in pairwise(self.starts)), default=0)
 
     def parts(self, limit: float) -> list[range]:
         """Jobs that are done together: as many as hold no more than ``limit`` queries, and at least one."""
@@ -47,7 +54,7 @@ class Jobs:
         """For each piece of a row of blocks that a job sums up on its own, the row of blocks to which it belongs."""
         if self.whole:
             return torch.arange(-(-self.count // self.height))
-        return self.starts[:-1] // self.height
+        return torch.tensor(self.starts[:-1]) // self.height
 
 
 def strands(jobs: int, heads: int, floats: int) -> int:

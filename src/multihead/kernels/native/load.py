@@ -8,10 +8,10 @@ from types import ModuleType
 
 @cache
 def compiled_code() -> ModuleType | str:
-    """The module ``compiled``, or why it cannot be had; says how long compiling took where it had to be done."""
+    """The module ``compiled.work``, or why it cannot be had; says how long compiling took where it had to be done."""
     began = time.perf_counter()
     try:
-        from multihead.kernels.native import compiled
+        from multihead.kernels.native.compiled import work as compiled
     except ImportError as error:
         return f"Numba cannot be used: {error}"
     seconds = time.perf_counter() - began
@@ -26,7 +26,7 @@ def compiled_code() -> ModuleType | str:
 
 
 def loaded() -> ModuleType:
-    """The module ``compiled``, where nothing refuses it."""
+    """The module ``compiled.work``, where nothing refuses it."""
     code = compiled_code()
     assert not isinstance(code, str)  # noqa: S101  who asks has been refused otherwise
     return code

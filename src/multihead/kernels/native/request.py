@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multihead.core import AttentionCall, Measurements, OwnAnswers, Statistics, WeightTile, nonfinite
+from multihead.core import AttentionCall, Measurements, OwnAnswers, Statistics, WeightTile
 from multihead.kernels.native.answers import Answers
 from multihead.kernels.native.jobs import Jobs, strands
 from multihead.kernels.native.load import loaded
 from multihead.kernels.native.platform import Platform, platform
+from multihead.kernels.native.record import CHUNK, KEPT_ROWS, ROWS, SHORT_ROWS, record_of
 from multihead.kernels.seen import Seen, Table, broadcast_strides
 from multihead.masks import Sizes
 
@@ -58,7 +59,8 @@ class Request:
         self.queries = torch.arange(sizes.queries) if queries is None else queries
         self.count = count = len(self.queries)
         self.seen = Seen(call, self.queries)
-        self.jobs = jobs_of(sizes, statistics, count)
+        self.kept = weights is not None or keeps_exponentials(statistics)
+        self.jobs = jobs_of(sizes, statistics, count, kept=self.kept, together=weights == "mean")
         self.parts = self.jobs.parts(self._most_queries())
         self.strands = self._strands()
         self.answers = Answers(call, statistics, self.seen, self.jobs, self.strands)
@@ -98,54 +100,51 @@ class Request:
 
     def run(self) -> bool:
         """Compute everything; whether all scores and values were numbers."""
-        found, compiled = platform(), loaded()
+        found = platform()
         assert isinstance(found, Platform)  # noqa: S101  refused otherwise
-        kept = self.each is not None or self.mean is not None or keeps_exponentials(self.statistics)
-        floats, threads = _scratch_of(self.sizes.keys, kept=kept)
-        taken, flag = torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-        record = np.zeros(1, compiled.CALL)
+        floats, threads = _scratch_of(self.sizes.keys, self.call.q.shape[-1], self.call.v.shape[-1], kept=self.kept)
+        shared = np.zeros(3, np.int64)
+        taken, flag = shared[:2], shared[2:]
+        numbers = self._numbers() | self.answers.counts | {"kept": self.kept, "scratch_floats": floats}
+        numbers |= {"taken": taken.ctypes.data, "flag": flag.ctypes.data}
         alive = {
             "scratch": _scratch(threads * floats),
-            "taken": taken,
-            "flag": flag,
-            **self._operands(record),
+            **self._operands(numbers),
             **self.answers.pointed,
             "mean": self.mean,
             "each": self.each,
         }
         for name, tensor in alive.items():
-            record[name] = 0 if tensor is None else tensor.data_ptr()
-        for name, number in (self._numbers() | self.answers.counts).items():
-            record[name] = number
-        record["sgemm"], record["kept"], record["scratch_floats"] = found.sgemm, kept, floats
+            numbers[name] = 0 if tensor is None else tensor.data_ptr()
         for part in self.parts:
-            tables = self._prepare(part, record)
-            taken.zero_()
-            found.run(compiled.work.address, record.ctypes.data, threads)
-            del tables
+            held = self._prepare(part, numbers)
+            taken[:] = 0
+            record = record_of(numbers)
+            found.run(loaded().work.address, record.ctypes.data, threads)
+            del held
             if self.own is not None:
                 if flag.item():
                     return False
                 self._show(self.own, self._places(part))
-        return not flag.item() and (self.output is None or not nonfinite(self.output))
+        return not flag.item()
 
-    def _prepare(self, part: range, record: np.ndarray) -> list[Tensor]:
-        """Point to some jobs, and to what their queries see; the tables to which it points."""
-        starts = self.jobs.starts[part.start : part.stop + 1]
-        record["starts"], record["first_job"], record["jobs"] = starts.data_ptr(), part.start, len(part)
-        record["strands"] = min(self.strands, len(part))
+    def _prepare(self, part: range, numbers: dict[str, int | float]) -> list[Tensor]:
+        """Point to some jobs, and to what their queries see; the tensors to which it points."""
+        starts = torch.tensor(self.jobs.starts[part.start : part.stop + 1])
+        numbers["starts"], numbers["first_job"], numbers["jobs"] = starts.data_ptr(), part.start, len(part)
+        numbers["strands"] = min(self.strands, len(part))
         places = self._places(part)
         if self.each is not None:
             # where everything is seen, everything is written
             if self.call.mask is not None or self.call.bias is not None:
                 self.each.zero_()
-            record["each_first"], record["each_count"] = places.start, self.each.shape[2]
+            numbers["each_first"], numbers["each_count"] = places.start, self.each.shape[2]
         tables = zip(("mask", "bias"), self.seen.tables(places, range(self.sizes.keys)), strict=True)
-        return [self._point(record, name, table, places) for name, table in tables if table is not None]
+        return [starts, *(self._point(numbers, name, table, places) for name, table in tables if table is not None)]
 
     def _places(self, part: range) -> range:
         """Which queries some jobs are about."""
-        return range(int(self.jobs.starts[part.start]), int(self.jobs.starts[part.stop]))
+        return range(self.jobs.starts[part.start], self.jobs.starts[part.stop])
 
     def _show(self, own: OwnAnswers, places: range) -> None:
         """Show the weights of some queries to the user's own statistics."""
@@ -158,7 +157,7 @@ class Request:
         tile = WeightTile(weights, *everything, queries, slice(keys.start, keys.stop))
         own.add(tile, slice(places.start, places.stop))
 
-    def _operands(self, record: np.ndarray) -> dict[str, Tensor | None]:
+    def _operands(self, numbers: dict[str, int | float]) -> dict[str, Tensor | None]:
         """What goes into scores and output; their strides are written down."""
         call, sizes = self.call, self.sizes
         q = call.q if self.every else call.q[:, :, self.queries]
@@ -166,12 +165,15 @@ class Request:
         rows = found if self.output is None else found | {"output": self.output}
         for name, tensor in rows.items():
             for axis, stride in zip(("batch", "head", "token"), tensor.stride(), strict=False):
-                record[f"{name}_{axis}"] = stride
-        first, stop = (end.expand(sizes.batch, sizes.heads, self.count) for end in self.seen.ranges)
-        for axis, stride in zip(("batch", "head", "query"), first.stride(), strict=True):
-            record[f"span_{axis}"] = stride
+                numbers[f"{name}_{axis}"] = stride
+        first = stop = None
+        if self.seen.spans is not None:
+            first, stop = (end.expand(sizes.batch, sizes.heads, self.count) for end in self.seen.spans)
+            for axis, stride in zip(("batch", "head", "query"), first.stride(), strict=True):
+                numbers[f"span_{axis}"] = stride
         sinks = None if call.sinks is None else call.sinks.float().contiguous()
-        return rows | {"first": first, "stop": stop, "sinks": sinks, "places": self.queries + sizes.offset}
+        places = self.queries + sizes.offset if self.statistics.offsets else None
+        return rows | {"first": first, "stop": stop, "sinks": sinks, "places": places}
 
     def _numbers(self) -> dict[str, Any]:
         call, sizes = self.call, self.sizes
@@ -183,7 +185,7 @@ class Request:
             "scale": call.factor, "softcap": call.softcap or 0.0,
         }  # fmt: skip
 
-    def _point(self, record: np.ndarray, name: str, table: Table, places: range) -> Tensor:
+    def _point(self, numbers: dict[str, int | float], name: str, table: Table, places: range) -> Tensor:
         """Point to what hides the keys of some queries, or is added to their scores; what it points to."""
         tensor, first = table.tensor, table.first_row
         if not (table.by_place or tensor.shape[2] == 1 or self._in_place(tensor)):
@@ -195,8 +197,8 @@ class Request:
             tensor = tensor.contiguous()
         strides = broadcast_strides(tensor)
         for axis, stride in zip(("batch", "head", "query", "key"), strides, strict=True):
-            record[f"{name}_{axis}"] = stride
-        record[name] = tensor.data_ptr() - first * strides[2] * tensor.element_size()
+            numbers[f"{name}_{axis}"] = stride
+        numbers[name] = tensor.data_ptr() - first * strides[2] * tensor.element_size()
         return tensor
 
     def measurements(self) -> Measurements:
@@ -211,9 +213,10 @@ def _rows_of_floats(tensor: Tensor) -> Tensor:
     return tensor if rows else tensor.contiguous()
 
 
-def jobs_of(sizes: Sizes, statistics: Statistics, count: int) -> Jobs:
-    """How the queries of a measurement are cut."""
-    most = loaded().ROWS
+def jobs_of(sizes: Sizes, statistics: Statistics, count: int, *, kept: bool, together: bool = False) -> Jobs:
+    """How the queries of a measurement are cut: small where keys stay packed from one job of a thread to the next."""
+    short = sizes.keys <= CHUNK and not together
+    most = SHORT_ROWS if short else KEPT_ROWS if kept else ROWS
     if statistics.own:
         most = min(most, max(1, SHOWN // (sizes.batch * sizes.heads * sizes.keys)))
     return Jobs(count, most, 1 if statistics.blocks is None else statistics.blocks[0])
@@ -225,16 +228,15 @@ def keeps_exponentials(asked: Statistics) -> bool:
     return asked.received or bool(asked.offsets) or bool(asked.own) or any(wanted is not None for wanted in chosen)
 
 
-def scratch_bytes(keys: int, *, kept: bool) -> int:
+def scratch_bytes(keys: int, dim: int, value_dim: int, *, kept: bool) -> int:
     """What all threads together keep of a pass over so many keys."""
-    floats, threads = _scratch_of(keys, kept=kept)
+    floats, threads = _scratch_of(keys, dim, value_dim, kept=kept)
     return 4 * floats * threads
 
 
-def _scratch_of(keys: int, *, kept: bool) -> tuple[int, int]:
+def _scratch_of(keys: int, dim: int, value_dim: int, *, kept: bool) -> tuple[int, int]:
     """Numbers that a thread keeps of a pass over so many keys, and how many threads may."""
-    compiled = loaded()
-    floats = (-(-keys // compiled.CHUNK) if kept else 1) * compiled.ROWS * compiled.CHUNK
+    floats = loaded().floats_of(keys, dim, value_dim, kept=kept)
     return floats, max(1, min(torch.get_num_threads(), SCRATCH // (4 * floats)))
 
 
