@@ -172,7 +172,7 @@ def with_weights() -> list[tuple[object, ...]]:
         ):
             for name, module in (("nn.MultiheadAttention", theirs), ("torch_compat", ours)):
                 rivals[f"{name}: {asked}"] = lambda module=module, options=options: module(x, x, x, **options)
-        times = alternate(rivals, 15)
+        times = alternate(rivals, 31)
     first = next(iter(times.values()))
     return [(name, f"{1000 * median:.1f} ms", f"{median / first:.2f} ×") for name, median in times.items()]
 

@@ -88,7 +88,7 @@ def seconds(shape: Shape, *, causal: bool) -> dict[str, float]:
     for name, statistics in ASKED.items():
         rivals[name] = lambda statistics=statistics: mh.inspect(q, k, v, statistics=statistics, mask=mask)
     rivals["the default ones, no output"] = lambda: measure(call, mh.Statistics())
-    return alternate(rivals, rounds=15 if shape.length < 4096 else 3)
+    return alternate(rivals, rounds={512: 151, 2048: 15}.get(shape.length, 5))
 
 
 def products(shape: Shape, *, causal: bool) -> float:

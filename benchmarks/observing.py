@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 import multihead as mh
@@ -49,12 +50,13 @@ def drawn(layer: mh.Layer) -> torch.Tensor:
     """The weights that a browser computes from a page's integers, as docs/page-format.md says."""
     encoded = encode(layer)
 
-    def integers(planes: torch.Tensor) -> torch.Tensor:
-        coded = sum(planes[:, :, place].long() << (8 * place) for place in range(planes.shape[2]))
-        return ((coded >> 1) ^ -(coded & 1)).double().mT
+    def integers(planes: np.ndarray, shift: np.ndarray) -> torch.Tensor:
+        coded = sum(plane.astype(np.int64) << (8 * place) for place, plane in enumerate(planes))
+        return torch.from_numpy(((coded >> 1) ^ -(coded & 1)) << shift[:, None]).double().mT
 
-    q, k, steps, lse = (torch.from_numpy(array) for array in (encoded.q, encoded.k, encoded.steps, encoded.lse))
-    return ((integers(q) * steps[:, None]) @ integers(k).mT - lse[..., None]).exp()
+    q, k = integers(encoded.q, encoded.q_shift), integers(encoded.k, encoded.k_shift)
+    steps, lse = torch.from_numpy(encoded.steps), torch.from_numpy(encoded.lse)
+    return ((q * steps[:, None]) @ k.mT - lse[..., None]).exp()
 
 
 def run() -> str:

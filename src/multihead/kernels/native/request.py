@@ -67,7 +67,7 @@ class Request:
         batch, heads, keys = sizes.batch, sizes.heads, sizes.keys
         # tokens before heads, as a layer will want it
         self.output = torch.empty(batch, count, heads, call.v.shape[-1]).transpose(1, 2) if output else None
-        self.mean = torch.zeros(batch, count, keys) if weights == "mean" else None
+        self.mean = torch.empty(batch, count, keys) if weights == "mean" else None
         self.each = self.own = None
         if weights == "each":
             self.each = torch.empty(batch, heads, count, keys)
@@ -215,8 +215,10 @@ def _rows_of_floats(tensor: Tensor) -> Tensor:
 
 def jobs_of(sizes: Sizes, statistics: Statistics, count: int, *, kept: bool, together: bool = False) -> Jobs:
     """How the queries of a measurement are cut: small where keys stay packed from one job of a thread to the next."""
-    short = sizes.keys <= CHUNK and not together
-    most = SHORT_ROWS if short else KEPT_ROWS if kept else ROWS
+    if sizes.keys <= CHUNK:
+        most = ROWS if together else SHORT_ROWS
+    else:
+        most = KEPT_ROWS if kept else ROWS
     if statistics.own:
         most = min(most, max(1, SHOWN // (sizes.batch * sizes.heads * sizes.keys)))
     return Jobs(count, most, 1 if statistics.blocks is None else statistics.blocks[0])

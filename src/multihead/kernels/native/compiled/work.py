@@ -18,7 +18,7 @@ import numpy as np
 from numba import carray, cfunc, from_dtype, types
 
 from multihead.kernels.native import record
-from multihead.kernels.native.compiled.arithmetic import integers, take
+from multihead.kernels.native.compiled.arithmetic import ZERO, fill, floats, integers, take
 from multihead.kernels.native.compiled.keys import second_pass
 from multihead.kernels.native.compiled.room import floats_of, queries_at_once, room_of, rows_of
 from multihead.kernels.native.compiled.rows import find_spans, finish_rows, first_pass
@@ -70,6 +70,8 @@ def work(pointer):
             for h in range(0 if call.together else one, call.heads if call.together else one + 1):
                 for start in range(starts[job], starts[job + 1], most):
                     rows = min(starts[job + 1] - start, most)
+                    if call.mean and h == 0:
+                        fill(floats(call.mean, (b * call.queries + start) * call.keys, rows * call.keys), ZERO)
                     low, high = find_spans(call, b, h, start, rows, state)
                     first_pass(call, b, h, start, rows, low, high, room, state)
                     finish_rows(call, b, h, start, rows, room, state)
