@@ -269,6 +269,8 @@ def block_means(
     totals: Float[Tensor, "*head query_block key_block"], blocks: tuple[int, int], queries: int, keys: int
 ) -> Float[Tensor, "*head query_block key_block"]:
     """Mean weights of blocks from their sums; the last blocks hold what is left of the queries and keys."""
+    if not (queries % blocks[0] or keys % blocks[1]):
+        return totals / (blocks[0] * blocks[1])
     cells = block_cells(queries, blocks[0])[:, None] * block_cells(keys, blocks[1])
     return totals / cells.to(totals.device)
 

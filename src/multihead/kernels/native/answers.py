@@ -22,7 +22,7 @@ class Answers:
         self.jobs, self.sizes = jobs, call.sizes
         sizes = call.sizes
         batch, heads, count, keys = sizes.batch, sizes.heads, jobs.count, sizes.keys
-        self.lse, self.peak, self.entropy, self.sink = torch.empty(4, batch, heads, count).unbind()
+        self.lse, self.peak, self.entropy, self.sink = (torch.empty(batch, heads, count) for _ in range(4))
         top = min(statistics.top, keys)
         self.top = torch.empty(batch, heads, count, top) if statistics.top else None
         self.top_keys = torch.empty(batch, heads, count, top, dtype=torch.int64) if statistics.top else NONE
@@ -91,7 +91,7 @@ class Answers:
             if self.received is not None:
                 total = self.received.sum(2)
                 found["received"] = total.float()
-                found["received_mean"] = (total / seers.masked_fill(seers == 0, 1)).float()
+                found["received_mean"] = (total / seers.clamp(min=1)).float()
         if self.offsets is not None:
             found["offsets"], found["offset_edges"] = self.offsets.sum(2).float(), self.edges
         if self.blocks is not None and asked.blocks is not None:
@@ -130,10 +130,10 @@ class Answers:
 
     def _counted(self) -> tuple[Tensor, Tensor]:
         """How many keys each query sees, and how many queries see each key."""
+        sizes, queries = self.sizes, len(self.seen.queries)
         if self.call.mask is None:
-            queries, keys = len(self.seen.queries), self.sizes.keys
-            visible, seers = torch.full((1, 1, queries), keys), torch.full((1, 1, keys), queries)
-        elif self.seen.only_spans:
+            return torch.full((sizes.batch, 1, queries), sizes.keys), torch.tensor(queries)
+        if self.seen.only_spans:
             first, stop = self.seen.ranges
             steps = torch.zeros(*first.shape[:2], self.sizes.keys + 1, dtype=torch.int64)
             steps.scatter_add_(2, first, torch.ones_like(first)).scatter_add_(2, stop, -torch.ones_like(stop))

@@ -1,5 +1,8 @@
 """One call as the compiled code reads it: addresses, strides in elements, sizes. It is the whole interface."""
 
+import struct
+from array import array
+
 import numpy as np
 
 _ADDRESSES = (
@@ -42,11 +45,11 @@ CALL = np.dtype([(name, np.int64) for name in _WHOLE] + [(name, np.float64) for 
 """One call; softcap is 0 where there is none."""
 
 
-def record_of(numbers: dict[str, int | float]) -> np.ndarray:
-    """One call, from its numbers by name; what is not named is 0."""
-    record = np.empty(1, CALL)
-    record.view(np.int64)[: len(_WHOLE)] = [numbers.get(name, 0) for name in _WHOLE]
-    record.view(np.float64)[len(_WHOLE) :] = [numbers.get(name, 0.0) for name in _REAL]
+def record_of(numbers: dict[str, int | float]) -> array:
+    """One call, from its numbers by name, as 64 bits each; what is not named is 0."""
+    real = struct.pack(f"{len(_REAL)}d", *(numbers.get(name, 0.0) for name in _REAL))
+    record = array("q", [numbers.get(name, 0) for name in _WHOLE])
+    record.frombytes(real)
     return record
 
 

@@ -1,9 +1,10 @@
 """A measurement as the compiled code is asked for it: addresses, strides and sizes, some jobs at a time."""
 
 import threading
+from array import array
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,7 +57,7 @@ class Request:
     ) -> None:
         self.call, self.statistics, self.every = call, statistics, queries is None
         self.sizes = sizes = call.sizes
-        self.queries = torch.arange(sizes.queries) if queries is None else queries
+        self.queries = _counted_off(sizes.queries) if queries is None else queries
         self.count = count = len(self.queries)
         self.seen = Seen(call, self.queries)
         self.kept = weights is not None or keeps_exponentials(statistics)
@@ -103,10 +104,9 @@ class Request:
         found = platform()
         assert isinstance(found, Platform)  # noqa: S101  refused otherwise
         floats, threads = _scratch_of(self.sizes.keys, self.call.q.shape[-1], self.call.v.shape[-1], kept=self.kept)
-        shared = np.zeros(3, np.int64)
-        taken, flag = shared[:2], shared[2:]
-        numbers = self._numbers() | self.answers.counts | {"kept": self.kept, "scratch_floats": floats}
-        numbers |= {"taken": taken.ctypes.data, "flag": flag.ctypes.data}
+        numbers = self._numbers() | self.answers.counts
+        flag = array("q", [0])
+        numbers["kept"], numbers["scratch_floats"], numbers["flag"] = self.kept, floats, _address(flag)
         alive = {
             "scratch": _scratch(threads * floats),
             **self._operands(numbers),
@@ -117,21 +117,20 @@ class Request:
         for name, tensor in alive.items():
             numbers[name] = 0 if tensor is None else tensor.data_ptr()
         for part in self.parts:
-            held = self._prepare(part, numbers)
-            taken[:] = 0
+            tables, starts, taken = self._prepare(part, numbers), self._starts(part), array("q", [0, 0])
+            numbers["starts"], numbers["taken"] = _address(starts), _address(taken)
             record = record_of(numbers)
-            found.run(loaded().work.address, record.ctypes.data, threads)
-            del held
+            found.run(loaded().work.address, _address(record), threads)
+            del tables
             if self.own is not None:
-                if flag.item():
+                if flag[0]:
                     return False
                 self._show(self.own, self._places(part))
-        return not flag.item()
+        return not flag[0]
 
     def _prepare(self, part: range, numbers: dict[str, int | float]) -> list[Tensor]:
-        """Point to some jobs, and to what their queries see; the tensors to which it points."""
-        starts = torch.tensor(self.jobs.starts[part.start : part.stop + 1])
-        numbers["starts"], numbers["first_job"], numbers["jobs"] = starts.data_ptr(), part.start, len(part)
+        """Point to what the queries of some jobs see; the tables to which it points."""
+        numbers["first_job"], numbers["jobs"] = part.start, len(part)
         numbers["strands"] = min(self.strands, len(part))
         places = self._places(part)
         if self.each is not None:
@@ -140,7 +139,11 @@ class Request:
                 self.each.zero_()
             numbers["each_first"], numbers["each_count"] = places.start, self.each.shape[2]
         tables = zip(("mask", "bias"), self.seen.tables(places, range(self.sizes.keys)), strict=True)
-        return [starts, *(self._point(numbers, name, table, places) for name, table in tables if table is not None)]
+        return [self._point(numbers, name, table, places) for name, table in tables if table is not None]
+
+    def _starts(self, part: range) -> array:
+        """Where some jobs begin, and the end."""
+        return array("q", self.jobs.starts[part.start : part.stop + 1])
 
     def _places(self, part: range) -> range:
         """Which queries some jobs are about."""
@@ -206,6 +209,16 @@ class Request:
         return self.answers.measurements({} if self.own is None else self.own.answer())
 
 
+def _address(numbers: array) -> int:
+    return numbers.buffer_info()[0]
+
+
+@lru_cache(maxsize=4)
+def _counted_off(count: int) -> Tensor:
+    """0, 1, ... (count - 1); nobody changes it."""
+    return torch.arange(count)
+
+
 def _rows_of_floats(tensor: Tensor) -> Tensor:
     """float32, each token's numbers side by side, as the matrix product wants it."""
     tensor = tensor.float()
@@ -215,10 +228,8 @@ def _rows_of_floats(tensor: Tensor) -> Tensor:
 
 def jobs_of(sizes: Sizes, statistics: Statistics, count: int, *, kept: bool, together: bool = False) -> Jobs:
     """How the queries of a measurement are cut: small where keys stay packed from one job of a thread to the next."""
-    if sizes.keys <= CHUNK:
-        most = ROWS if together else SHORT_ROWS
-    else:
-        most = KEPT_ROWS if kept else ROWS
+    at_once = ROWS if together else SHORT_ROWS
+    most = at_once if sizes.keys <= CHUNK else KEPT_ROWS if kept else ROWS
     if statistics.own:
         most = min(most, max(1, SHOWN // (sizes.batch * sizes.heads * sizes.keys)))
     return Jobs(count, most, 1 if statistics.blocks is None else statistics.blocks[0])
