@@ -208,7 +208,7 @@ def take_top(scores, first, peaks, peak, top_scores, top_keys, filled, few_score
         for i in range(count):
             few_scores[i], few_keys[i] = top_scores[i], top_keys[i]
     least = _reached(peaks.ctypes.data, count) if few else _least_of_top(peaks, peak, count)
-    least = max(least, top_scores[count - 1])
+    least, inserted = max(least, top_scores[count - 1]), 0
     for start in range(0, scores.size, GROUPS):
         found = _from(scores, start, least)
         while found:
@@ -216,7 +216,9 @@ def take_top(scores, first, peaks, peak, top_scores, top_keys, filled, few_score
             found &= found - np.uint64(1)
             if not few:
                 filled = _insert(scores[j], first + j, top_scores, top_keys, filled)
-            elif scores[j] > few_scores[count - 1]:
+            elif inserted < FEW or scores[j] > few_scores[count - 1]:
+                # comparing waits for what was stored last, which pays only where many scores are equal
+                inserted += 1
                 _insert_lanes(few_scores.ctypes.data, few_keys.ctypes.data, scores[j], first + j)
     if few:
         for i in range(count):
