@@ -145,6 +145,37 @@ def test_the_same_bits_twice_and_with_any_number_of_threads(block):
             assert torch.equal(value, answers[0][name]), name
 
 
+def test_the_same_mean_of_weights_with_any_number_of_threads():
+    call = random_call(mask=masks.causal(), **(SHORT | {"queries": 1100}))
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(cpu.attend_with_weights(call, mean=True))
+    finally:
+        torch.set_num_threads(before)
+    for output, mean in found[1:]:
+        assert torch.equal(output, found[0][0])
+        assert torch.equal(mean, found[0][1])
+
+
+def test_the_default_type_does_not_matter():
+    call, asked = random_call(), Statistics.every(rows=(2,), columns=(3,), block=4)
+    expected = cpu.measure(call, asked, output=True)
+    mean = cpu.attend_with_weights(call, mean=True)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        output, found = cpu.measure(call, asked, output=True)
+        again = cpu.attend_with_weights(call, mean=True)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(output, expected[0])
+    assert all(torch.equal(value, expected[1].named()[name]) for name, value in found.named().items())
+    assert torch.equal(again[1], mean[1])
+
+
 def test_several_python_threads_at_once():
     calls = [random_call(seed=seed, mask=masks.causal(), **LONG) for seed in range(4)]
     expected = [cpu.measure(call, Statistics.every(), output=True) for call in calls]

@@ -22,9 +22,9 @@ class Answers:
         self.jobs, self.sizes = jobs, call.sizes
         sizes = call.sizes
         batch, heads, count, keys = sizes.batch, sizes.heads, jobs.count, sizes.keys
-        self.lse, self.peak, self.entropy, self.sink = (torch.empty(batch, heads, count) for _ in range(4))
+        self.lse, self.peak, self.entropy, self.sink = (_floats(batch, heads, count) for _ in range(4))
         top = min(statistics.top, keys)
-        self.top = torch.empty(batch, heads, count, top) if statistics.top else None
+        self.top = _floats(batch, heads, count, top) if statistics.top else None
         self.top_keys = torch.empty(batch, heads, count, top, dtype=torch.int64) if statistics.top else NONE
         self.edges = torch.tensor(statistics.edges(sizes)) if statistics.offsets else NONE
         self.received = self._sums(strands, keys) if statistics.received else None
@@ -36,7 +36,7 @@ class Answers:
             across = -(-keys // statistics.blocks[1])
             self.blocks = self._sums(len(self.pieces), across)
             if statistics.block_peaks:
-                self.block_peaks = torch.zeros(batch, heads, len(self.pieces), across)
+                self.block_peaks = _floats(batch, heads, len(self.pieces), across).zero_()
         self.chosen_rows, self.chosen_columns = (
             torch.tensor(chosen, dtype=torch.int64) if chosen else NONE
             for chosen in (statistics.rows, statistics.columns)
@@ -46,9 +46,9 @@ class Answers:
             slots = torch.full((sizes.queries,), -1)
             slots[self.chosen_rows] = torch.arange(len(self.chosen_rows))
             self.row_slots = slots[seen.queries]
-            self.rows = torch.zeros(batch, heads, len(self.chosen_rows), keys)
+            self.rows = _floats(batch, heads, len(self.chosen_rows), keys).zero_()
         if statistics.columns is not None:
-            self.columns = torch.zeros(batch, heads, count, len(self.chosen_columns))
+            self.columns = _floats(batch, heads, count, len(self.chosen_columns)).zero_()
 
     def _sums(self, *shape: int) -> Tensor:
         return torch.zeros(self.sizes.batch, self.sizes.heads, *shape, dtype=torch.float64)
@@ -153,3 +153,8 @@ class Answers:
             visible.append(seen.sum(-1))
             seers = seers + seen.sum(-2)
         return torch.cat(visible, 2), seers
+
+
+def _floats(*shape: int) -> Tensor:
+    """Room for what the compiled code writes, whatever torch's default type is."""
+    return torch.empty(shape, dtype=torch.float32)

@@ -67,14 +67,16 @@ class Request:
         self.answers = Answers(call, statistics, self.seen, self.jobs, self.strands)
         batch, heads, keys = sizes.batch, sizes.heads, sizes.keys
         # tokens before heads, as a layer will want it
-        self.output = torch.empty(batch, count, heads, call.v.shape[-1]).transpose(1, 2) if output else None
-        self.mean = torch.empty(batch, count, keys) if weights == "mean" else None
+        self.output = (
+            torch.empty(batch, count, heads, call.v.shape[-1], dtype=torch.float32).transpose(1, 2) if output else None
+        )
+        self.mean = torch.empty(batch, count, keys, dtype=torch.float32) if weights == "mean" else None
         self.each = self.own = None
         if weights == "each":
-            self.each = torch.empty(batch, heads, count, keys)
+            self.each = torch.empty(batch, heads, count, keys, dtype=torch.float32)
         elif statistics.own:
             longest = max(len(self._places(part)) for part in self.parts)
-            self.each = torch.empty(batch, heads, longest, keys)
+            self.each = torch.empty(batch, heads, longest, keys, dtype=torch.float32)
             self.own = OwnAnswers(
                 statistics.own, sizes, count, dtype=torch.float32, sums=torch.float64, device=call.q.device
             )
@@ -227,8 +229,13 @@ def _rows_of_floats(tensor: Tensor) -> Tensor:
 
 
 def jobs_of(sizes: Sizes, statistics: Statistics, count: int, *, kept: bool, together: bool = False) -> Jobs:
-    """How the queries of a measurement are cut: small where keys stay packed from one job of a thread to the next."""
-    at_once = ROWS if together else SHORT_ROWS
+    """How the queries of a measurement are cut: in short jobs where all keys are packed at once, and stay so.
+
+    Where a job is about all heads ``together``, and so packs the keys of each, it is longer if there are enough jobs
+    for all threads: that changes no bit, as there each row is summed on its own.
+    """
+    long = together and count >= 2 * ROWS * torch.get_num_threads()
+    at_once = ROWS if long else SHORT_ROWS
     most = at_once if sizes.keys <= CHUNK else KEPT_ROWS if kept else ROWS
     if statistics.own:
         most = min(most, max(1, SHOWN // (sizes.batch * sizes.heads * sizes.keys)))
@@ -258,7 +265,7 @@ def _scratch(floats: int) -> Tensor:
     known = getattr(_local, "scratch", None)
     if known is not None and known.numel() >= floats:
         return known
-    room = torch.empty(floats)
+    room = torch.empty(floats, dtype=torch.float32)
     if 4 * floats <= KEPT:
         _local.scratch = room
     return room
