@@ -45,7 +45,7 @@ def same_numbers():
 
 
 def pytest_collection_modifyitems(items):
-    """A browser on a busy machine may miss one gesture: such a test may be run twice more, and the report says so."""
+    """A browser on a busy machine may miss one gesture: such a test is run once more, and the report says so."""
     for item in items:
         if item.get_closest_marker("browser"):
-            item.add_marker(pytest.mark.flaky(reruns=2))
+            item.add_marker(pytest.mark.flaky(reruns=1))

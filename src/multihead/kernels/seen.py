@@ -47,14 +47,6 @@ class Seen:
         """Whether ranges say all that is hidden."""
         return self._mask is None
 
-    @property
-    def ranges(self) -> Spans:
-        """The keys outside which each query sees nothing, of one shape and strides."""
-        if self.spans is not None:
-            return self.spans
-        none = torch.zeros(1, 1, len(self.queries), dtype=torch.int64, device=self.queries.device)
-        return none, none + self.call.sizes.keys
-
     def numbers_per_query(self, in_place: Callable[[Tensor], bool] = lambda _: True) -> int:
         """Numbers of the largest table that must be made, for one query; 0 where none must be.
 

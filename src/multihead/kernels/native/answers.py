@@ -134,7 +134,8 @@ class Answers:
         if self.call.mask is None:
             return torch.full((sizes.batch, 1, queries), sizes.keys), torch.tensor(queries)
         if self.seen.only_spans:
-            first, stop = self.seen.ranges
+            assert self.seen.spans is not None  # noqa: S101  there is a mask, and they say all of it
+            first, stop = self.seen.spans
             steps = torch.zeros(*first.shape[:2], self.sizes.keys + 1, dtype=torch.int64)
             steps.scatter_add_(2, first, torch.ones_like(first)).scatter_add_(2, stop, -torch.ones_like(stop))
             visible, seers = stop - first, steps.cumsum(2)[..., :-1]

@@ -3,7 +3,7 @@
 import numpy as np
 from llvmlite import ir
 from numba import carray, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 from multihead.kernels.native.compiled.inner import inner, relaxed
 
@@ -13,6 +13,12 @@ SUMS = {"contract", "reassoc", "nsz"}
 NOTHING = np.float32(-np.inf)
 _SMALLEST = np.float32(-87.0)
 """Below it, exponentials are taken for 0: they are less than the smallest normal number."""
+
+
+@register_jitable
+def padded(size, unit):
+    """The least multiple of a unit that is no less."""
+    return (size + unit - 1) // unit * unit
 
 
 @intrinsic

@@ -13,13 +13,13 @@ from numba import config, types
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-from multihead.kernels.native.compiled.arithmetic import fill, floats, spread
+from multihead.kernels.native.compiled.arithmetic import ZERO, fill, floats, padded, spread
 from multihead.kernels.native.compiled.inner import inner
 from multihead.kernels.native.record import CHUNK
 
 
 def _vectors() -> tuple[int, int]:
-    """Numbers in a vector register of the processor that Numba compiles for, and rows of a tile that all can hold."""
+    """Numbers in a vector register of the processor that Numba compiles for, and rows of a tile that they can hold."""
     chosen: str | None = vars(config)["CPU_FEATURES"]
     features = get_host_cpu_features() if chosen is None else chosen
     held = {feature[1:] for feature in features.split(",") if feature.startswith("+")}
@@ -123,17 +123,17 @@ narrow_value_tile = _tile(1, a_step=4, a_row=4 * LINE, adds=True)
 def pack_queries(call, b, h, start, rows, packed):
     """Queries times the scale, TILE_ROWS of them side by side: (tiles, dim, TILE_ROWS), zeros where there is none."""
     scale = np.float32(call.scale)
-    for g in range((rows + TILE_ROWS - 1) // TILE_ROWS):
-        tile = floats(packed, g * TILE_ROWS * call.dim, TILE_ROWS * call.dim)
+    for top in range(0, rows, TILE_ROWS):
+        tile = floats(packed, top * call.dim, TILE_ROWS * call.dim)
         for m in range(TILE_ROWS):
-            r = g * TILE_ROWS + m
+            r = top + m
             if r < rows:
                 query = floats(call.q, b * call.q_batch + h * call.q_head + (start + r) * call.q_token, call.dim)
                 for d in range(call.dim):
                     tile[d * TILE_ROWS + m] = query[d] * scale
             else:
                 for d in range(call.dim):
-                    tile[d * TILE_ROWS + m] = np.float32(0.0)
+                    tile[d * TILE_ROWS + m] = ZERO
 
 
 @intrinsic
@@ -168,7 +168,7 @@ def pack_keys(call, b, kv, begin, width, packed):
     """Keys, TILE_KEYS of them side by side: (tiles, dim, TILE_KEYS), zeros where there is none."""
     keys = call.k + 4 * (b * call.k_batch + kv * call.k_head + begin * call.k_token)
     whole = call.dim // LANES * LANES
-    for j in range(0, width, LANES):
+    for j in range(0, padded(width, TILE_KEYS), LANES):
         place = j // TILE_KEYS * TILE_KEYS * call.dim + j % TILE_KEYS
         row, rest = keys + 4 * j * call.k_token, 0
         if width - j >= LANES:
@@ -178,11 +178,7 @@ def pack_keys(call, b, kv, begin, width, packed):
         for d in range(rest, call.dim):
             column = floats(packed, place + d * TILE_KEYS, LANES)
             for m in range(LANES):
-                column[m] = floats(row, m * call.k_token + d, 1)[0] if j + m < width else np.float32(0.0)
-    if (width + LANES - 1) // LANES * LANES % TILE_KEYS:
-        place = width // TILE_KEYS * TILE_KEYS * call.dim + LANES
-        for d in range(call.dim):
-            fill(floats(packed, place + d * TILE_KEYS, LANES), np.float32(0.0))
+                column[m] = floats(row, m * call.k_token + d, 1)[0] if j + m < width else ZERO
 
 
 @inner
@@ -193,4 +189,4 @@ def pack_values(call, b, kv, begin, width, line, packed):
         value = floats(call.v, b * call.v_batch + kv * call.v_head + (begin + j) * call.v_token, call.value_dim)
         for d in range(call.value_dim):
             row[d] = value[d]
-        fill(row[call.value_dim :], np.float32(0.0))
+        fill(row[call.value_dim :], ZERO)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numba.extending import register_jitable
 
-from multihead.kernels.native.compiled.arithmetic import take
+from multihead.kernels.native.compiled.arithmetic import padded, take
 from multihead.kernels.native.compiled.inner import inner
 from multihead.kernels.native.compiled.largest import FEW, GROUPS
 from multihead.kernels.native.compiled.products import LANES, LINE, TILE_KEYS, TILE_ROWS
@@ -14,7 +14,8 @@ from multihead.kernels.native.record import CHUNK, KEPT_ROWS, ROWS
 NEAR_ROWS = 32
 """Queries that a thread computes together where it keeps exponentials of one chunk: they stay in its own cache."""
 
-_LINE_BYTES = 64
+_CACHE_LINE = 64
+"""Bytes; where operands begin."""
 
 
 class Room(NamedTuple):
@@ -44,12 +45,6 @@ class Rows(NamedTuple):
 
 
 @register_jitable
-def padded(size, unit):
-    """The least multiple of a unit that is no less."""
-    return (size + unit - 1) // unit * unit
-
-
-@register_jitable
 def queries_at_once(keys, kept):
     """How many queries of a job are computed together."""
     if not kept:
@@ -68,13 +63,13 @@ def _floats_of(keys, dim, value_dim, kept):
 
 def floats_of(keys: int, dim: int, value_dim: int, *, kept: bool) -> int:
     """Numbers that one thread has room for."""
-    return sum(_floats_of(keys, dim, value_dim, kept)) + _LINE_BYTES // 4
+    return sum(_floats_of(keys, dim, value_dim, kept)) + _CACHE_LINE // 4
 
 
 @inner
 def room_of(call):
     """The room of the thread that asks: no two are given the same."""
-    start = padded(call.scratch + 4 * call.scratch_floats * take(call.taken + 8), _LINE_BYTES)
+    start = padded(call.scratch + 4 * call.scratch_floats * take(call.taken + 8), _CACHE_LINE)
     queries, keys, values, output, _ = _floats_of(call.keys, call.dim, call.value_dim, call.kept)
     second = start + 4 * queries
     third = second + 4 * keys

@@ -17,6 +17,7 @@ from multihead.kernels.native.compiled.arithmetic import (
     hide,
     integers,
     largest,
+    padded,
     scale_by,
     scaled_and_checked,
     sum_of_nan,
@@ -36,7 +37,6 @@ from multihead.kernels.native.compiled.products import (
     score_tile,
     value_tile,
 )
-from multihead.kernels.native.compiled.room import padded
 from multihead.kernels.native.record import CHUNK, KEPT_ROWS
 
 
@@ -62,8 +62,8 @@ def _adjusted(call, scores, b, h, i, first):
 
 
 @inner
-def find_spans(call, b, h, start, rows, state):
-    """Begin anew: the keys that each query sees, and that any of them sees."""
+def begin_rows(call, b, h, start, rows, state):
+    """Nothing gathered yet, and the keys that each query sees; the range of those that any of them sees."""
     low, high = call.keys, 0
     for r in range(rows):
         first, stop = 0, call.keys

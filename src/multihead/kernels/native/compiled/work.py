@@ -21,7 +21,7 @@ from multihead.kernels.native import record
 from multihead.kernels.native.compiled.arithmetic import ZERO, fill, floats, integers, take
 from multihead.kernels.native.compiled.keys import second_pass
 from multihead.kernels.native.compiled.room import floats_of, queries_at_once, room_of, rows_of
-from multihead.kernels.native.compiled.rows import find_spans, finish_rows, first_pass
+from multihead.kernels.native.compiled.rows import begin_rows, finish_rows, first_pass
 
 __all__ = ["floats_of", "work"]
 
@@ -72,7 +72,7 @@ def work(pointer):
                     rows = min(starts[job + 1] - start, most)
                     if call.mean and h == 0:
                         fill(floats(call.mean, (b * call.queries + start) * call.keys, rows * call.keys), ZERO)
-                    low, high = find_spans(call, b, h, start, rows, state)
+                    low, high = begin_rows(call, b, h, start, rows, state)
                     first_pass(call, b, h, start, rows, low, high, room, state)
                     finish_rows(call, b, h, start, rows, room, state)
                     if call.kept:
