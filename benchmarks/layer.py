@@ -66,6 +66,7 @@ def layers(width: int, heads: int) -> dict[str, tuple[nn.Module, Layer]]:
     floor.qkv.load_state_dict({"weight": theirs.in_proj_weight, "bias": theirs.in_proj_bias})
     floor.out.load_state_dict(theirs.out_proj.state_dict())
     ours = mh.MultiHeadAttention.from_torch(theirs)
+    fused = mh.MultiHeadAttention.from_torch(theirs, fused=True)
     apart = Apart(width, heads)
     for mine, projection in (("q", ours.q_proj), ("k", ours.k_proj), ("v", ours.v_proj), ("out", ours.out_proj)):
         getattr(apart, mine).load_state_dict(projection.state_dict())
@@ -73,6 +74,7 @@ def layers(width: int, heads: int) -> dict[str, tuple[nn.Module, Layer]]:
         "the floor": (floor, floor),
         "the floor, three projections": (apart, apart),
         "multihead": (ours, ours),
+        "multihead, fused": (fused, fused),
         "nn.MultiheadAttention": (theirs, lambda x: theirs(x, x, x, need_weights=False)[0]),
     }
     if importlib.util.find_spec("x_transformers"):

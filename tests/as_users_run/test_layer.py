@@ -24,6 +24,7 @@ EMBED = 24
 LAYERS = {
     "plain": {},
     "grouped": {"num_kv_heads": 2},
+    "fused, grouped": {"fused": True, "num_kv_heads": 2},
     "softcap and sinks": {"softcap": 3.0, "sinks": True},
     "norms, gate, rotary": {"qk_norm": nn.RMSNorm, "output_gate": True, "position": lambda: Rotary(4)},
     "alibi": {"position": lambda: Alibi(6)},
@@ -255,11 +256,15 @@ def test_made_without_memory_and_filled_later(layer):
     assert torch.equal(hollow(x), layer(x))
 
 
-def test_lora_trains_every_projection():
+PROJECTIONS = {False: ["q_proj", "k_proj", "v_proj"], True: ["qkv_proj"]}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_lora_trains_every_projection(fused):
     """pytorch#78109: torch's module never calls out_proj, so nothing wrapped around it learns."""
     peft = pytest.importorskip("peft")
-    model = nn.Sequential(made({"output_gate": True})).float()
-    names = ["q_proj", "k_proj", "v_proj", "out_proj", "gate_proj"]
+    model = nn.Sequential(made({"output_gate": True, "fused": fused})).float()
+    names = [*PROJECTIONS[fused], "out_proj", "gate_proj"]
     x = random(2, 7, EMBED).float()
     before = model(x)
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=names))
@@ -278,15 +283,17 @@ def test_lora_trains_every_projection():
     torch.testing.assert_close(adapted.merge_and_unload()(x), changed, atol=1e-5, rtol=1e-4)
 
 
-def test_int8_weights():
+@pytest.mark.parametrize("fused", [False, True])
+def test_int8_weights(fused):
     """pytorch#118165: torch's module cannot be quantised."""
     quantization = pytest.importorskip("torchao.quantization")
-    layer = made({"num_kv_heads": 2}).float()
+    layer = made({"num_kv_heads": 2, "fused": fused}).float()
     small = copy.deepcopy(layer)
     quantization.quantize_(small, quantization.Int8WeightOnlyConfig())
-    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+    for name in (*PROJECTIONS[fused], "out_proj"):
         assert type(getattr(small, name).weight).__name__ == "Int8Tensor", name
     x = random(2, 7, EMBED).float()
-    expected, found = layer(x, mask=mh.masks.causal()), small(x, mask=mh.masks.causal())
-    assert not torch.equal(found, expected)
-    assert (found - expected).abs().max() < 0.03 * expected.abs().max()
+    for given in ((x,), (x, random(2, 9, EMBED, seed=2).float())):
+        expected, found = layer(*given, mask=mh.masks.causal()), small(*given, mask=mh.masks.causal())
+        assert not torch.equal(found, expected)
+        assert (found - expected).abs().max() < 0.03 * expected.abs().max()

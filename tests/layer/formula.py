@@ -32,9 +32,13 @@ def by_formula(
     def heads(features: Tensor, count: int) -> Tensor:
         return features.unflatten(-1, (count, layer.head_dim)).transpose(1, 2)
 
-    q = heads(layer.q_proj(x), layer.num_heads)
-    k = heads(layer.k_proj(context), layer.num_kv_heads)
-    v = heads(layer.v_proj(values), layer.num_kv_heads)
+    if layer.qkv_proj is None:
+        q, k, v = layer.q_proj(x), layer.k_proj(context), layer.v_proj(values)
+    else:
+        of_q, of_kv = layer.num_heads * layer.head_dim, layer.num_kv_heads * layer.head_dim
+        every = (layer.qkv_proj(part) for part in (x, context, values))
+        q, k, v = (part.split([of_q, of_kv, of_kv], -1)[place] for place, part in enumerate(every))
+    q, k, v = heads(q, layer.num_heads), heads(k, layer.num_kv_heads), heads(v, layer.num_kv_heads)
     if layer.q_norm is not None:
         q, k = layer.q_norm(q), layer.k_norm(k)
     if layer.position is not None and own:

@@ -28,6 +28,8 @@ OPTIONS = {
     "RMSNorm": {"qk_norm": nn.RMSNorm},
     "LayerNorm, gate": {"qk_norm": nn.LayerNorm, "output_gate": True},
     "gate": {"output_gate": True, "num_kv_heads": 2},
+    "fused": {"fused": True},
+    "fused, grouped, no bias, RMSNorm": {"fused": True, "num_kv_heads": 2, "bias": False, "qk_norm": nn.RMSNorm},
 }
 
 POSITIONS = {
@@ -118,6 +120,8 @@ SIZES = {
     "bias": [False, True],
     "qk_norm": [None, nn.RMSNorm],
     "output_gate": [False, True],
+    "fused": [False, True],
+    "kdim": [None, 12],
 }
 
 
@@ -128,6 +132,8 @@ def legal(options) -> bool:
     if kv_heads == 0 or heads % kv_heads:
         return False
     if dim == 0 or (dim is None and options["embed_dim"] % heads):
+        return False
+    if options["fused"] and options["kdim"] not in (None, options["embed_dim"]):
         return False
     if options["dropout"] == 1.0 or options["scale"] == float("inf") or options["softcap"] == 0.0:
         return False
@@ -151,12 +157,20 @@ def test_any_options_equal_the_formula_or_are_refused_when_made(options, positio
         return mh.MultiHeadAttention(options["embed_dim"], options["num_heads"], position=scheme, **sizes)
 
     if not legal(options | {"position": position}):
-        with pytest.raises(ValueError, match=r"expected|multiple|split|no probability|no finite|no positive|even"):
+        with pytest.raises(
+            ValueError, match=r"expected|multiple|split|no probability|no finite|no positive|even|fused"
+        ):
             make()
         return
     layer = randomised(make()).train(training and not options["dropout"])
     x = torch.randn(2, 11, options["embed_dim"], generator=torch.Generator().manual_seed(3))
-    check_layer(layer, (x,), mask=MASKS[mask])
+    if layer.kdim == layer.embed_dim:
+        check_layer(layer, (x,), mask=MASKS[mask])
+        return
+    with pytest.raises(ValueError, match="pass a context"):
+        layer(x)
+    if position is None:
+        check_layer(layer, (x, torch.randn(2, 11, layer.kdim)), mask=MASKS[mask])
 
 
 def test_the_three_calls_of_the_readme():
@@ -177,9 +191,49 @@ def test_every_projection_is_called_as_a_module():
     for name, module in layer.named_children():
         module.register_forward_hook(lambda module, inputs, output, name=name: called.append(name))
     layer(torch.randn(2, 5, 24))
-    assert called == ["q_proj", "q_norm", "k_proj", "v_proj", "k_norm", "attend", "gate_proj", "out_proj"]
+    assert called == ["q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "attend", "gate_proj", "out_proj"]
     assert isinstance(layer.attend, Attend)
     assert not list(layer.attend.parameters())
+
+
+@pytest.mark.parametrize("inputs", [1, 2, 3], ids=["self", "context", "context and values"])
+def test_a_fused_projection_with_something_attached_is_called_as_a_module(inputs):
+    layer = mh.MultiHeadAttention(24, 3, num_kv_heads=1, fused=True)
+    x = [torch.randn(2, 5, 24) for _ in range(inputs)]
+    plain = layer(*x)
+    called = []
+    layer.qkv_proj.register_forward_hook(lambda module, inputs, output: called.append(inputs[0]))
+    torch.testing.assert_close(layer(*x), plain)
+    assert [id(tensor) for tensor in called] == [id(tensor) for tensor in x]
+    layer.qkv_proj.register_forward_hook(lambda module, inputs, output: 2 * output)
+    assert not torch.allclose(layer(*x), plain)
+
+
+def test_a_fused_layer_equals_the_layer_of_three_projections():
+    apart = mh.MultiHeadAttention(24, 6, num_kv_heads=2, position=Rotary(4))
+    fused = mh.MultiHeadAttention(24, 6, num_kv_heads=2, position=Rotary(4), fused=True)
+    state = apart.state_dict()
+    for kind in ("weight", "bias"):
+        state[f"qkv_proj.{kind}"] = torch.cat([state.pop(f"{name}_proj.{kind}") for name in "qkv"])
+    fused.load_state_dict(state)
+    x, caches = torch.randn(2, 7, 24), [mh.GrowingCache(), mh.GrowingCache()]
+    torch.testing.assert_close(fused(x), apart(x))
+    with torch.no_grad():
+        for part in x.split([4, 1, 2], 1):
+            steps = [
+                layer(part, mask=mh.masks.causal(), cache=cache)
+                for layer, cache in zip((apart, fused), caches, strict=True)
+            ]
+            torch.testing.assert_close(*steps)
+
+
+def test_a_fused_layer_starts_as_if_its_projections_stood_apart():
+    layer = mh.MultiHeadAttention(240, 8, num_kv_heads=2, fused=True)
+    q, k, v = layer.qkv_proj.weight.split([240, 60, 60])
+    # uniform between ± √(6 / (in + out)): Glorot & Bengio 2010, equation 16
+    for part, widest in ((q, (6 / 480) ** 0.5), (k, (6 / 300) ** 0.5), (v, (6 / 300) ** 0.5)):
+        assert 0.98 * widest < part.abs().max() <= widest
+    assert not layer.qkv_proj.bias.any()
 
 
 def test_same_numbers_in_train_and_eval_seen_or_not():
@@ -278,6 +332,13 @@ X = torch.zeros(2, 10, 64)
         (lambda: layer(num_kv_heads=0), "num_kv_heads=0 is too small"),
         (lambda: layer(head_dim=0), "head_dim=0 is too small"),
         (lambda: layer(kdim=0), "kdim=0 is too small"),
+        (
+            lambda: layer(fused=True, vdim=32),
+            "fused=True projects tokens of embed_dim=64 features, but kdim=64 and vdim=32: leave it out where they",
+        ),
+        (lambda: layer(fused=True)(torch.zeros(2, 10, 63)), r"x has shape \(2, 10, 63\), expected"),
+        (lambda: layer(fused=True)(X, torch.zeros(2, 10, 63)), r"context has shape \(2, 10, 63\), expected"),
+        (lambda: layer(fused=True)(X, X, torch.zeros(2, 10, 63)), r"values has shape \(2, 10, 63\), expected"),
         (lambda: layer(dropout=1.5), "dropout=1.5 is no probability below 1"),
         (lambda: layer(softcap=0.0), "softcap=0.0 is no positive number"),
         (lambda: layer(softcap=-1.0), "softcap=-1.0 is no positive number"),

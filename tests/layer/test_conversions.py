@@ -40,6 +40,20 @@ def as_ours_runs(visible, layer, x, context, values):
     return layer(x, context, values, mask=visible)
 
 
+@pytest.mark.parametrize("kind", [nn.MultiheadAttention, torch_compat.MultiheadAttention], ids=["torch", "compat"])
+@pytest.mark.parametrize("options", [{}, {"bias": False}], ids=str)
+def test_from_torch_to_a_fused_layer(options, kind):
+    theirs = noisy(kind(EMBED, HEADS, batch_first=True, **options))
+    ours = mh.MultiHeadAttention.from_torch(theirs, fused=True)
+    assert torch.equal(ours.qkv_proj.weight, theirs.in_proj_weight)
+    compare_with_torch(ours, theirs, VISIBLE["padding"])
+
+
+def test_a_layer_whose_keys_have_other_widths_is_not_fused():
+    with pytest.raises(ValueError, match="fused=True projects tokens of embed_dim=42 features, but kdim=5"):
+        mh.MultiHeadAttention.from_torch(nn.MultiheadAttention(EMBED, HEADS, kdim=5, vdim=13), fused=True)
+
+
 def torch_inputs(layer):
     shapes = ((QUERIES, EMBED), (KEYS, layer.kdim), (KEYS, layer.vdim))
     return [torch.randn(BATCH, *shape) for shape in shapes]
@@ -74,6 +88,8 @@ OURS = {
     "grouped, kdim": {"num_kv_heads": 2, "kdim": 5},
     "multi-query, no bias": {"num_kv_heads": 1, "bias": False},
     "its own scale": {"scale": 7**-0.5},
+    "fused": {"fused": True},
+    "fused, grouped, no bias": {"fused": True, "num_kv_heads": 2, "bias": False},
 }
 
 

@@ -94,15 +94,25 @@ def test_equals_transformers(name, visible):
 
 
 @pytest.mark.parametrize("name", ["BertAttention", "GPT2Attention", "LlamaAttention", "ViTAttention"])
-def test_equals_the_fused_path(name):
+def test_equals_the_path_through_sdpa(name):
     block = Block(name, implementation="sdpa")
     block.compare(from_transformers(block.module), EVERYTHING.tril())
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_fused_layer_equals_transformers(name):
+    block = Block(name)
+    layer = from_transformers(block.module, fused=True)
+    assert layer.qkv_proj.weight.shape[0] == (layer.num_heads + 2 * layer.num_kv_heads) * layer.head_dim
+    block.compare(layer, EVERYTHING.tril())
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family in ("_bert", "_gpt2")])
 def test_cross_attention_equals_transformers(name):
     block = Block(name, cross=True)
-    block.compare(from_transformers(block.module), random_bool(BATCH, 1, QUERIES, KEYS, seed=3))
+    for fused in (False, True):
+        layer = from_transformers(block.module, fused=fused)
+        block.compare(layer, random_bool(BATCH, 1, QUERIES, KEYS, seed=3))
 
 
 LONGER = {"factor": 5.0, "original_max_position_embeddings": 53}

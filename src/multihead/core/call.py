@@ -12,7 +12,7 @@ from multihead.conventions import checked_number, default_scale, divisors, in_wo
 from multihead.masks import Mask, Sizes, dense
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class AttentionCall:
     r"""Queries, keys, values and all that decides which weights they give.
 
@@ -50,10 +50,11 @@ class AttentionCall:
     """Batch, heads, queries and keys."""
 
     def __post_init__(self) -> None:
-        if not _fit(self.q, self.k, self.v):
+        sizes = _sizes_of(self.q, self.k, self.v)
+        if sizes is None:
             _say_what_does_not_fit(self.q, self.k, self.v)
-        batch, heads, queries, _ = self.q.shape
-        sizes = Sizes(batch, heads, queries, self.k.shape[2])
+            batch, heads, queries, _ = self.q.shape
+            sizes = Sizes(batch, heads, queries, self.k.shape[2])
         object.__setattr__(self, "sizes", sizes)
         if self.mask is not None:
             if not isinstance(self.mask, Mask):
@@ -69,9 +70,9 @@ class AttentionCall:
             _check_bias(self.bias, sizes, self.q)
             if self.bias.ndim < 4:
                 object.__setattr__(self, "bias", self.bias[(None,) * (4 - self.bias.ndim)])
+        check_scores(self.scale, self.softcap, self.dropout)
         if self.scale is None:
             object.__setattr__(self, "scale", default_scale(self.q.shape[-1]))
-        check_scores(self.scale, self.softcap, self.dropout)
         if self.sinks is not None:
             _check_sinks(self.sinks, sizes, self.q)
 
@@ -125,7 +126,8 @@ def as_mask(mask: "Mask | Tensor | None") -> Mask | None:
 
 def autocasts(device: torch.device) -> bool:
     """Whether autocast is on for a device; there are devices, such as meta, that know no autocast."""
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+    # asked at every call, and nearly always answered by the first
+    return torch._C._is_any_autocast_enabled() and device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -157,23 +159,29 @@ def check_scores(scale: float | None, softcap: float | None, dropout: float) -> 
         raise ValueError(f"dropout={dropout} is no probability below 1: 0 drops nothing.")
 
 
-def _fit(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether three tensors belong together, in as few operations as can be: every call of every layer asks."""
+def _sizes_of(q: Tensor, k: Tensor, v: Tensor) -> Sizes | None:
+    """The sizes of three tensors that belong together, in as few operations as can be: every call of a layer asks.
+
+    None where they may not belong together.
+    """
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
-        return False
+        return None
     if q.is_nested or k.is_nested or v.is_nested or not q.ndim == k.ndim == v.ndim == 4:
-        return False
-    asking, keys, values = q.shape, k.shape, v.shape
-    return (
-        asking[0] == keys[0] == values[0]
-        and keys[1] == values[1]
-        and keys[2] == values[2]
-        and asking[3] == keys[3]
-        and bool(keys[1] and not asking[1] % keys[1])
+        return None
+    (batch, heads, queries, dim), (k_batch, kv_heads, keys, k_dim) = q.shape, k.shape
+    v_batch, v_heads, values, _ = v.shape
+    fits = (
+        batch == k_batch == v_batch
+        and kv_heads == v_heads
+        and keys == values
+        and dim == k_dim
+        and kv_heads
+        and not heads % kv_heads
         and q.dtype == k.dtype == v.dtype
         and q.device == k.device == v.device
         and q.is_floating_point()
     )
+    return Sizes(batch, heads, queries, keys) if fits else None
 
 
 def _say_what_does_not_fit(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -26,13 +26,14 @@ def refuses(call: AttentionCall) -> str | None:
         return "it has no softcap"
     if call.sinks is not None:
         return "it has no learned sinks"
-    if transformed():
+    follows = traced(call)
+    if follows and transformed():
         return "its derivatives are no function that torch.func could transform"
     if call.bias is not None and any(_wider(tensor, call.q) for tensor in call.bias_tensors):
         return f"it would round the bias from {in_words({t.dtype for t in call.bias_tensors})} to {call.q.dtype}"
     if not (call.q.numel() and call.k.numel() and call.v.numel()):
         return "some axis is empty"
-    if traced(call):
+    if follows:
         if torch.jit.is_tracing() and call.q.shape[1] != call.k.shape[1]:
             return "torch's scripting exporter knows no grouped heads"
         learned = any(tensor.requires_grad for tensor in call.bias_tensors)
@@ -86,7 +87,8 @@ def attend(call: AttentionCall) -> Tensor:
         dropout_p=call.dropout,
         is_causal=is_causal,
         scale=call.scale,
-        enable_gqa=bool(call.group > 1),
+        # torch.jit.trace has tensors for sizes
+        enable_gqa=bool(call.q.shape[1] != call.k.shape[1]),
     )
 
 

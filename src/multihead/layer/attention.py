@@ -6,6 +6,8 @@
                                                         │
     context ► k_proj ─ split heads ─ (k_norm) ─ (turn) ─┼► (cache) ─► AttentionCall ─► attend ─ (gate) ─ out_proj ─► y
     (or x)  ► v_proj ─ split heads ─────────────────────┘
+
+A fused layer has one ``qkv_proj`` in the place of the three.
 """
 
 from collections.abc import Callable
@@ -22,7 +24,15 @@ from multihead.conventions import checked_count, divisors, in_words
 from multihead.core import AttentionCall, check_heads, check_scores, merge_heads, split_heads
 from multihead.kernels import attend, attend_with_weights
 from multihead.layer.cache import Cache, KeysValues
-from multihead.layer.parts import check_position, check_tokens, mask_and_bias, normed, places_of, start_linear
+from multihead.layer.parts import (
+    check_position,
+    check_tokens,
+    features_of,
+    mask_and_bias,
+    normed,
+    places_of,
+    start_linear,
+)
 from multihead.masks import Mask
 from multihead.positions import Position
 
@@ -73,6 +83,10 @@ class MultiHeadAttention(nn.Module):
             ``nn.LayerNorm`` (ViT-22B); called with head_dim, device and dtype.
         output_gate: whether a sigmoid of x, feature by feature, scales what the heads found before the last projection
             (Qiu et al. 2025, "Gated attention for large language models", its first variant).
+        fused: whether one projection, ``qkv_proj``, gives queries, keys and values, stacked in this order: one product
+            in the place of three, which self-attention over few tokens is faster by. Where keys come from a context,
+            x and the context go through their own rows of its weight; through all of them, the rest being thrown away,
+            where an adapter, a hook or a quantised weight is attached.
         position: an object of :mod:`multihead.positions` that turns queries and keys or gives a bias; for
             self-attention. Layers may share one, so it stays on the device where it was made until the model moves.
         device, dtype: of the parameters.
@@ -80,8 +94,8 @@ class MultiHeadAttention(nn.Module):
     Raises:
         ValueError, TypeError: sizes that do not divide or are no whole numbers; the message says what would fit.
 
-    The projections ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj`` (and ``gate_proj``) are plain ``nn.Linear``
-    modules and are called as such, so hooks, adapters, pruning and quantisation work on each.
+    The projections ``q_proj``, ``k_proj``, ``v_proj`` (fused: ``qkv_proj``) and ``out_proj`` (and ``gate_proj``) are
+    plain ``nn.Linear`` modules and are called as such, so hooks, adapters, pruning and quantisation work on each.
 
     >>> import torch, multihead as mh
     >>> attn = mh.MultiHeadAttention(64, num_heads=8)
@@ -89,6 +103,11 @@ class MultiHeadAttention(nn.Module):
     >>> attn(x).shape, attn(x, context).shape, attn(x, mask=mh.masks.causal()).shape
     (torch.Size([2, 10, 64]), torch.Size([2, 10, 64]), torch.Size([2, 10, 64]))
     """
+
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    qkv_proj: nn.Linear | None
 
     def __init__(
         self,
@@ -107,6 +126,7 @@ class MultiHeadAttention(nn.Module):
         sinks: bool = False,
         qk_norm: Callable[..., nn.Module] | None = None,
         output_gate: bool = False,
+        fused: bool = False,
         position: Position | None = None,
         device: Device | str | None = None,
         dtype: Dtype | None = None,
@@ -131,9 +151,16 @@ class MultiHeadAttention(nn.Module):
         self.dropout, self.scale, self.softcap = dropout, scale, softcap
         where = {"device": device, "dtype": dtype}
         width, kv_width = num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        self.q_proj = nn.Linear(embed_dim, width, bias=bias, **where)
-        self.k_proj = nn.Linear(self.kdim, kv_width, bias=bias, **where)
-        self.v_proj = nn.Linear(self.vdim, kv_width, bias=bias, **where)
+        if fused and not embed_dim == self.kdim == self.vdim:
+            raise ValueError(
+                f"fused=True projects tokens of embed_dim={embed_dim} features, but kdim={self.kdim} and "
+                f"vdim={self.vdim}: leave it out where they differ."
+            )
+        self.qkv_proj = nn.Linear(embed_dim, width + 2 * kv_width, bias=bias, **where) if fused else None
+        if not fused:
+            self.q_proj = nn.Linear(embed_dim, width, bias=bias, **where)
+            self.k_proj = nn.Linear(self.kdim, kv_width, bias=bias, **where)
+            self.v_proj = nn.Linear(self.vdim, kv_width, bias=bias, **where)
         self.out_proj = nn.Linear(width, self.out_dim, bias=bias, **where)
         self.gate_proj = nn.Linear(embed_dim, width, bias=bias, **where) if output_gate else None
         self.q_norm = None if qk_norm is None else qk_norm(self.head_dim, **where)
@@ -146,7 +173,12 @@ class MultiHeadAttention(nn.Module):
 
     def reset_parameters(self) -> None:
         """Xavier-uniform projections without bias, as torch's layer starts (Glorot & Bengio 2010); sinks at 0."""
-        for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj, self.gate_proj):
+        if self.qkv_proj is None:
+            for projection in (self.q_proj, self.k_proj, self.v_proj):
+                start_linear(projection)
+        else:
+            start_linear(self.qkv_proj, self._stacked)
+        for projection in (self.out_proj, self.gate_proj):
             start_linear(projection)
         if self.sinks is not None:
             nn.init.zeros_(self.sinks)
@@ -179,15 +211,12 @@ class MultiHeadAttention(nn.Module):
         Raises:
             ValueError, TypeError: tensors that do not fit; the message says which and how.
         """
-        check_tokens("x", x, self.embed_dim, self.q_proj)
-        q = split_heads(self.q_proj(x), self.num_heads)
-        if self.q_norm is not None:
-            q = normed(self.q_norm, q)
         if context is None and values is None:
-            q, kv, found = self._own(x, q, positions, cache)
+            q, kv, found = self._own(x, positions, cache)
         else:
-            kv, found = self._others(context, values, positions, cache), None
-        mask, bias = mask_and_bias(mask, bias, found, q, kv)
+            q, kv, found = self._queries(x), self._others(context, values, positions, cache), None
+        if not (mask is bias is found is None):
+            mask, bias = mask_and_bias(mask, bias, found, q, kv)
         call = AttentionCall(
             q,
             kv.k,
@@ -211,40 +240,62 @@ class MultiHeadAttention(nn.Module):
 
         Shapes as in :meth:`forward`; the result holds (batch, num_kv_heads, keys, head_dim) each.
         """
-        check_tokens("context", context, self.kdim, self.k_proj)
+        check_tokens("context", context, self.kdim, self.k_proj if self.qkv_proj is None else self.qkv_proj)
         if values is None:
             values = context
         else:
-            check_tokens("values", values, self.vdim, self.v_proj)
-        return self._projected(context, values)
+            check_tokens("values", values, self.vdim, self.v_proj if self.qkv_proj is None else self.qkv_proj)
+        fused, width, heads = self.qkv_proj, sum(self._stacked[:2]), self.num_kv_heads
+        if fused is None:
+            k, v = split_heads(self.k_proj(context), heads), split_heads(self.v_proj(values), heads)
+        elif values is context:
+            both = features_of(fused, context, slice(self._stacked[0], None))
+            k, v = split_heads(both, 2 * heads).chunk(2, 1)
+        else:
+            k = split_heads(features_of(fused, context, slice(self._stacked[0], width)), heads)
+            v = split_heads(features_of(fused, values, slice(width, None)), heads)
+        return KeysValues(k if self.k_norm is None else normed(self.k_norm, k), v)
 
-    def _projected(self, context: Tensor, values: Tensor) -> KeysValues:
-        k = split_heads(self.k_proj(context), self.num_kv_heads)
-        v = split_heads(self.v_proj(values), self.num_kv_heads)
-        if self.k_norm is not None:
-            k = normed(self.k_norm, k)
-        return KeysValues(k, v)
+    @property
+    def _stacked(self) -> tuple[int, int, int]:
+        """Features of queries, keys and values."""
+        width = self.num_kv_heads * self.head_dim
+        return self.num_heads * self.head_dim, width, width
 
-    def _own(
-        self, x: Tensor, q: Tensor, positions: Tensor | None, cache: Cache | None
-    ) -> tuple[Tensor, KeysValues, Bias | None]:
+    def _queries(self, x: Tensor) -> Tensor:
+        fused = self.qkv_proj
+        projection = self.q_proj if fused is None else fused
+        check_tokens("x", x, self.embed_dim, projection)
+        found = projection(x) if fused is None else features_of(fused, x, slice(self._stacked[0]))
+        q = split_heads(found, self.num_heads)
+        return q if self.q_norm is None else normed(self.q_norm, q)
+
+    def _own(self, x: Tensor, positions: Tensor | None, cache: Cache | None) -> tuple[Tensor, KeysValues, Bias | None]:
         """Self-attention: queries and all keys so far, turned, and the bias of their places."""
         if self.kdim != self.embed_dim or self.vdim != self.embed_dim:
             raise ValueError(
                 f"this layer attends from {self.embed_dim} features to a context of {self.kdim}, with values of "
                 f"{self.vdim}: pass a context."
             )
-        kv = self._projected(x, x)
-        k = kv.k
+        fused, heads = self.qkv_proj, self.num_kv_heads
+        projection = self.q_proj if fused is None else fused
+        check_tokens("x", x, self.embed_dim, projection)
+        if fused is None:
+            q = split_heads(projection(x), self.num_heads)
+            k, v = split_heads(self.k_proj(x), heads), split_heads(self.v_proj(x), heads)
+        else:
+            every = split_heads(projection(x), self.num_heads + 2 * heads)
+            q, k, v = every.split_with_sizes((self.num_heads, heads, heads), 1)
+        if self.q_norm is not None:
+            q = normed(self.q_norm, q)
+        if self.k_norm is not None:
+            k = normed(self.k_norm, k)
         position = self.position
         if position is not None or positions is not None:
             places = places_of(x, position, positions, cache)
             if position is not None:
                 q, k = position.turn(q, places), position.turn(k, places)
-        if cache is not None:
-            kv = cache.update(k, kv.v, positions)
-        elif position is not None:
-            kv = KeysValues(k, kv.v, positions)
+        kv = KeysValues(k, v, positions) if cache is None else cache.update(k, v, positions)
         found = None if position is None else position.bias_between(positions, kv.positions)
         return q, kv, found
 
@@ -273,7 +324,7 @@ class MultiHeadAttention(nn.Module):
         return self.keys_values(context, values)
 
     @classmethod
-    def from_torch(cls, module: nn.Module) -> "MultiHeadAttention":
+    def from_torch(cls, module: nn.Module, *, fused: bool = False) -> "MultiHeadAttention":
         """A layer with the weights of ``nn.MultiheadAttention``, and equal outputs.
 
         Self and cross, kdim and vdim, layers without bias, dropout, training mode, device and dtype are kept.
@@ -282,6 +333,7 @@ class MultiHeadAttention(nn.Module):
 
         Args:
             module: an ``nn.MultiheadAttention``, or :class:`multihead.torch_compat.MultiheadAttention`.
+            fused: whether the layer has one projection for queries, keys and values, as torch's has.
 
         Raises:
             TypeError: another class, or projections that are not plain.
@@ -297,7 +349,7 @@ class MultiHeadAttention(nn.Module):
         # conversions make layers, so their file imports this one
         from multihead.layer.conversions import from_torch
 
-        return from_torch(module, cls)
+        return from_torch(module, cls, fused=fused)
 
     def to_torch(self, *, batch_first: bool = True) -> nn.MultiheadAttention:
         """An ``nn.MultiheadAttention`` with this layer's weights, and equal outputs.

@@ -7,7 +7,7 @@ refused.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,12 +28,10 @@ class _Weights(NamedTuple):
     weight: nn.Parameter
     bias: nn.Parameter | None
 
-    def split(self, parts: int) -> list["_Weights"]:
-        """The projections that were stacked to make this one."""
-        return [
-            _Weights(_view(weight, self.weight), bias)
-            for weight, bias in zip(self.weight.chunk(parts), _split(self.bias, parts), strict=True)
-        ]
+    def split(self, features: Sequence[int]) -> list["_Weights"]:
+        """The projections that were stacked to make this one, by the features that each gives."""
+        weights, biases = (_split(whole, features) for whole in (self.weight, self.bias))
+        return [_Weights(*pair) for pair in zip(weights, biases, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class _Taken:
     epsilon: float | None = None
     position: Position | None = None
 
-    def layer(self, kind: type[MultiHeadAttention], *, training: bool) -> MultiHeadAttention:
+    def layer(self, kind: type[MultiHeadAttention], *, training: bool, fused: bool) -> MultiHeadAttention:
         """The layer of these weights, of the class ``kind``."""
         q, k, v, out = (weights.weight for weights in self.projections)
         layer = kind(
@@ -65,20 +63,26 @@ class _Taken:
             scale=_unusual(self.scale, self.head_dim),
             softcap=self.softcap,
             qk_norm=partial(nn.RMSNorm, eps=self.epsilon) if self.norms else None,
+            fused=fused,
             position=None if self.position is None else self.position.to(q.device),
             # starting values would take time and random numbers, and be overwritten
             device="meta",
         )
-        for name, weights in zip(_OURS, self.projections, strict=True):
+        *stacked, own = self.projections
+        parts = [stacked, [own]] if fused else [[weights] for weights in self.projections]
+        for name, weights in zip(_names(layer), parts, strict=True):
             projection = layer.get_submodule(name)
-            projection.register_parameter("weight", _joined(weights.weight))
-            projection.register_parameter("bias", None if weights.bias is None else _joined(weights.bias))
+            projection.register_parameter("weight", _joined(*(each.weight for each in weights)))
+            has_bias = any(each.bias is not None for each in weights)
+            projection.register_parameter("bias", _joined(*map(_bias, weights)) if has_bias else None)
         for name, weight in self.norms.items():
             layer.get_submodule(name).register_parameter("weight", _joined(weight))
         return layer.train(training)
 
 
-def from_torch(module: nn.Module, kind: type[MultiHeadAttention] = MultiHeadAttention) -> MultiHeadAttention:
+def from_torch(
+    module: nn.Module, kind: type[MultiHeadAttention] = MultiHeadAttention, *, fused: bool = False
+) -> MultiHeadAttention:
     """A layer of the class ``kind`` with torch's weights: see :meth:`MultiHeadAttention.from_torch`."""
     if _full_name(module) not in _TORCH:
         raise TypeError(
@@ -87,7 +91,8 @@ def from_torch(module: nn.Module, kind: type[MultiHeadAttention] = MultiHeadAtte
         )
     source: Any = module
     # torch_compat keeps torch's parameters in projections, around which an adapter may stand
-    *_, out = _projections(source, *(name for name in ("in_proj", *_OURS) if getattr(source, name, None) is not None))
+    names = ("in_proj", *_APART, "out_proj")
+    *_, out = _projections(source, *(name for name in names if getattr(source, name, None) is not None))
     extras = {"add_bias_kv": source.bias_k is not None, "add_zero_attn": source.add_zero_attn}
     asked = [name for name, there in extras.items() if there]
     if asked:
@@ -96,12 +101,13 @@ def from_torch(module: nn.Module, kind: type[MultiHeadAttention] = MultiHeadAtte
             "torch_compat.MultiheadAttention has them."
         )
     if source.in_proj_weight is not None:
-        projections = _Weights(_plain(source, "in_proj_weight"), source.in_proj_bias).split(3)
+        projections = _Weights(_plain(source, "in_proj_weight"), source.in_proj_bias).split([source.embed_dim] * 3)
     else:
         weights = (_plain(source, f"{name}_proj_weight") for name in "qkv")
-        projections = [_Weights(*pair) for pair in zip(weights, _split(source.in_proj_bias, 3), strict=True)]
+        biases = _split(source.in_proj_bias, [source.embed_dim] * 3)
+        projections = [_Weights(*pair) for pair in zip(weights, biases, strict=True)]
     taken = _Taken([*projections, out], source.head_dim, source.dropout)
-    return taken.layer(kind, training=source.training)
+    return taken.layer(kind, training=source.training, fused=fused)
 
 
 def to_torch(layer: MultiHeadAttention, *, batch_first: bool = True) -> nn.MultiheadAttention:
@@ -120,10 +126,12 @@ def to_torch(layer: MultiHeadAttention, *, batch_first: bool = True) -> nn.Multi
         f"forward of {type(layer).__name__}": type(layer).forward is not MultiHeadAttention.forward,
     }
     reasons = [reason for reason, there in only_here.items() if there]
-    reasons += [f"{name} ({fault})" for name in _OURS if (fault := _fault(getattr(layer, name))) is not None]
+    reasons += [f"{name} ({fault})" for name in _names(layer) if (fault := _fault(getattr(layer, name))) is not None]
     if reasons:
         raise ValueError(f"nn.MultiheadAttention cannot express this layer's {in_words(reasons)}.")
-    q, k, v, out = _projections(layer, *_OURS)
+    *projections, out = _projections(layer, *_names(layer))
+    kv_width = layer.num_kv_heads * layer.head_dim
+    q, k, v = projections if layer.qkv_proj is None else projections[0].split([width, kv_width, kv_width])
     stacked = [q, *(_repeated(weights, layer.head_dim, layer.num_heads // layer.num_kv_heads) for weights in (k, v))]
     has_bias = any(weights.bias is not None for weights in (*stacked, out))
     sizes = {name: getattr(layer, name) for name in ("embed_dim", "num_heads", "dropout", "kdim", "vdim")}
@@ -140,7 +148,7 @@ def to_torch(layer: MultiHeadAttention, *, batch_first: bool = True) -> nn.Multi
     return module.train(layer.training)
 
 
-def from_transformers(module: nn.Module) -> MultiHeadAttention:
+def from_transformers(module: nn.Module, *, fused: bool = False) -> MultiHeadAttention:
     """The layer with the weights of an attention block of transformers, and equal outputs.
 
     ==================================================  ===============================================================
@@ -169,6 +177,8 @@ def from_transformers(module: nn.Module) -> MultiHeadAttention:
 
     Args:
         module: one attention block, of these classes as transformers 5.23 builds them.
+        fused: whether the layer has one projection for queries, keys and values; biases that only some of them have
+            are zeros in the others.
 
     Raises:
         TypeError: another class, or a projection that is no plain linear layer (LoRA, quantised).
@@ -193,7 +203,7 @@ def from_transformers(module: nn.Module) -> MultiHeadAttention:
         raise ValueError(
             f"this {type(module).__name__} is not built as transformers 5.23 builds it: {error}."
         ) from error
-    return taken.layer(MultiHeadAttention, training=module.training)
+    return taken.layer(MultiHeadAttention, training=module.training, fused=fused)
 
 
 def _bert(module: Any) -> _Taken:
@@ -204,7 +214,8 @@ def _bert(module: Any) -> _Taken:
 
 def _gpt2(module: Any) -> _Taken:
     fused, out = _projections(module, "c_attn", "c_proj")
-    projections = [*_projections(module, "q_attn"), *fused.split(2)] if module.is_cross_attention else fused.split(3)
+    widths = [module.embed_dim] * (2 if module.is_cross_attention else 3)
+    projections = [*(_projections(module, "q_attn") if module.is_cross_attention else ()), *fused.split(widths)]
     scale = default_scale(module.head_dim) if module.scale_attn_weights else 1.0
     if module.scale_attn_by_inverse_layer_idx:
         scale /= module.layer_idx + 1
@@ -275,7 +286,7 @@ _RENAMED = {
     "high_freq_factor": "high_frequency",
 }
 
-_OURS = ("q_proj", "k_proj", "v_proj", "out_proj")
+_APART = ("q_proj", "k_proj", "v_proj")
 _TORCH = ("torch.nn.modules.activation.MultiheadAttention", "multihead.torch_compat.attention.MultiheadAttention")
 
 _FAMILIES = {
@@ -352,8 +363,14 @@ def _plain(module: Any, name: str) -> nn.Parameter:
     return found
 
 
-def _split(whole: nn.Parameter | None, parts: int) -> list[nn.Parameter | None]:
-    return [None] * parts if whole is None else [_view(part, whole) for part in whole.chunk(parts)]
+def _names(layer: MultiHeadAttention) -> tuple[str, ...]:
+    """The projections of a layer, that of the output last."""
+    return (*(_APART if layer.qkv_proj is None else ("qkv_proj",)), "out_proj")
+
+
+def _split(whole: nn.Parameter | None, features: Sequence[int]) -> list[Any]:
+    """A weight or a bias as that of the parts that give so many features each."""
+    return [None] * len(features) if whole is None else [_view(part, whole) for part in whole.split(list(features))]
 
 
 def _view(part: Tensor, whole: nn.Parameter) -> nn.Parameter:

@@ -1,7 +1,12 @@
 """What the layers do alike: how they start, what comes in, where it stands, a caller's mask and bias."""
 
+from collections.abc import Sequence
+from typing import TypeGuard
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from multihead.biases import Bias
 from multihead.conventions import kind_of, shape_of
@@ -51,14 +56,41 @@ def normed(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x).to(x.dtype) if weight is None else norm(x.to(weight.dtype)).to(x.dtype)
 
 
-def start_linear(projection: nn.Module | None) -> None:
-    """Xavier-uniform weights (Glorot & Bengio 2010) and a bias of 0, as torch's own attention starts; None: nothing."""
+def start_linear(projection: nn.Module | None, stacked: Sequence[int] = ()) -> None:
+    """Xavier-uniform weights (Glorot & Bengio 2010) and a bias of 0, as torch's own attention starts; None: nothing.
+
+    Args:
+        projection: an ``nn.Linear``.
+        stacked: features of each of the projections that were stacked to make this one, and start as if they were not.
+    """
     if projection is None:
         return
     assert isinstance(projection, nn.Linear)  # noqa: S101
-    nn.init.xavier_uniform_(projection.weight)
+    for weight in projection.weight.split(list(stacked) or projection.out_features):
+        nn.init.xavier_uniform_(weight)
     if projection.bias is not None:
         nn.init.zeros_(projection.bias)
+
+
+def features_of(projection: nn.Module, x: Tensor, rows: slice) -> Tensor:
+    """Some features of what a linear layer gives.
+
+    Whatever is attached to it must have its say: then it is called whole, and the rest thrown away.
+    """
+    if _bare(projection):
+        return F.linear(x, projection.weight[rows], None if projection.bias is None else projection.bias[rows])
+    return projection(x)[..., rows]
+
+
+def _bare(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a module is a linear layer and nothing else: no adapter, no hook, no quantised weight."""
+    attached = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return (
+        type(module) is nn.Linear
+        and not any(attached)
+        and "forward" not in module.__dict__
+        and not is_traceable_wrapper_subclass(module.weight)
+    )
 
 
 def check_position(position: Position | None, num_heads: int, width: int) -> None:

@@ -1,17 +1,15 @@
 """``torch.nn.MultiheadAttention`` once more, on this library's attention."""
 
 from dataclasses import replace
-from typing import TypeGuard
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from multihead.conventions import checked_count, divisors, in_words, kind_of, mismatch, shape_of
 from multihead.core import AttentionCall, check_scores, merge_heads, split_heads
 from multihead.kernels.tracing import traced
 from multihead.layer import Attend
+from multihead.layer.parts import features_of
 from multihead.masks import Sizes
 from multihead.torch_compat.masks import mask_and_bias
 from multihead.torch_compat.names import TorchNames
@@ -230,10 +228,11 @@ class MultiheadAttention(TorchNames):
             return self._projected_apart(query, key, value)
         if query is key and key is value:
             return packed(query).chunk(3, -1)
-        q = _part(packed, query, slice(0, width))
+        q = features_of(packed, query, slice(width))
         if key is value:
-            return q, *_part(packed, key, slice(width, 3 * width)).chunk(2, -1)
-        return q, _part(packed, key, slice(width, 2 * width)), _part(packed, value, slice(2 * width, 3 * width))
+            return q, *features_of(packed, key, slice(width, None)).chunk(2, -1)
+        k = features_of(packed, key, slice(width, 2 * width))
+        return q, k, features_of(packed, value, slice(2 * width, None))
 
     def _projected_apart(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         projections = [each for each in (self.q_proj, self.k_proj, self.v_proj) if each is not None]
@@ -269,24 +268,3 @@ def _linear(
     if bias:
         linear.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
     return linear
-
-
-def _part(linear: nn.Module, x: Tensor, rows: slice) -> Tensor:
-    """Some features of what a linear layer gives.
-
-    Whatever is attached to it must have its say: then it is called whole, and the rest thrown away.
-    """
-    if _bare(linear):
-        return F.linear(x, linear.weight[rows], None if linear.bias is None else linear.bias[rows])
-    return linear(x)[..., rows]
-
-
-def _bare(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a module is a linear layer and nothing else: no adapter, no hook, no quantised weight."""
-    attached = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return (
-        type(module) is nn.Linear
-        and not any(attached)
-        and "forward" not in module.__dict__
-        and not is_traceable_wrapper_subclass(module.weight)
-    )
