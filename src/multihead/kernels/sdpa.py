@@ -79,16 +79,11 @@ def attend(call: AttentionCall) -> Tensor:
         bias = call.bias.dense(call.sizes) if isinstance(call.bias, Bias) else call.bias
         bias = bias.to(call.q.dtype)
         mask = bias if mask is None else torch.where(mask, bias, -torch.inf)
+    q, k = call.q, call.k
+    # torch.jit.trace has tensors for sizes
+    grouped = bool(q.shape[1] != k.shape[1])
     return F.scaled_dot_product_attention(
-        call.q,
-        call.k,
-        call.v,
-        attn_mask=mask,
-        dropout_p=call.dropout,
-        is_causal=is_causal,
-        scale=call.scale,
-        # torch.jit.trace has tensors for sizes
-        enable_gqa=bool(call.q.shape[1] != call.k.shape[1]),
+        q, k, call.v, mask, call.dropout, is_causal, scale=call.scale, enable_gqa=grouped
     )
 
 

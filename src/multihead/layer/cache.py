@@ -35,7 +35,7 @@ SLACK = 16
 """Tokens of room beyond those needed, at least: so many steps pass before anything is moved."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class KeysValues:
     """Keys and values that a layer has projected already."""
 
