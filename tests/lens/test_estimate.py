@@ -241,9 +241,6 @@ class TestBudget:
         assert "which fits in 16.0 GiB" in str(small)
 
     def test_half_of_what_is_free(self, monkeypatch):
-        free = costs.free_bytes(torch.device("cpu"))
-        assert free is not None
-        assert 1 << 20 < free < 1 << 50
         monkeypatch.setattr(costs, "free_bytes", lambda device: 1000)
         assert estimate(LLAMA_7B, length=100).max_bytes == 500
         monkeypatch.setattr(costs, "free_bytes", lambda device: None)
@@ -251,16 +248,6 @@ class TestBudget:
         assert said.max_bytes is None
         assert said.fits
         assert "fits in an unknown budget" in str(said)
-
-    def test_where_nobody_says_what_is_free(self, monkeypatch):
-        monkeypatch.setattr("sys.platform", "elsewhere")
-        assert costs.free_bytes(torch.device("cpu")) is None or costs.free_bytes(torch.device("cpu")) > 0
-
-        def unknown(name):
-            raise ValueError(name)
-
-        monkeypatch.setattr("os.sysconf", unknown)
-        assert costs.free_bytes(torch.device("cpu")) is None
 
     def test_what_does_not_fit_is_refused_before_it_is_measured(self, monkeypatch):
         model, x = stack(3), torch.randn(2, 11, 14)

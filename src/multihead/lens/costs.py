@@ -1,11 +1,8 @@
 """What seeing an attention costs in bytes, and the budget within which an observation stays."""
 
 import math
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +12,7 @@ from multihead.core import RowStatistic, Statistics
 from multihead.errors import ObservationError
 from multihead.kernels import cpu
 from multihead.kernels.tiles import TILE_SCORES
+from multihead.lens.free import free_bytes
 from multihead.lens.host import HostAttention
 from multihead.lens.masks_found import MaskFinder
 from multihead.lens.measuring import Sight, Wanted, sight_of
@@ -111,22 +109,6 @@ class Seeing:
         in_tiles = math.ceil(tile * per_score) + sums
         measured = Sizes(batch, heads, self.queries, keys)
         return max(in_tiles, cpu.working_bytes(measured, self.head_dim, self.value_dim, asked)) + operands + output
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Bytes that are free on a device; None where nobody says."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if sys.platform == "linux":
-        try:
-            lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-        except (OSError, StopIteration, ValueError):
-            pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def budget_of(max_bytes: int | None, device: torch.device) -> int | None:
