@@ -48,6 +48,7 @@ def _pointer_to(kind):
 _to_floats = _pointer_to(types.float32)
 _to_doubles = _pointer_to(types.float64)
 _to_integers = _pointer_to(types.int64)
+_to_short_integers = _pointer_to(types.int32)
 _to_booleans = _pointer_to(types.uint8)
 
 
@@ -67,6 +68,12 @@ def doubles(address, place, count):
 def integers(address, place, count):
     """As ``floats``: whole numbers of 64 bits."""
     return carray(_to_integers(address + 8 * place), count)
+
+
+@inner
+def short_integers(address, place, count):
+    """As ``floats``: whole numbers of 32 bits."""
+    return carray(_to_short_integers(address + 4 * place), count)
 
 
 @inner

@@ -18,7 +18,7 @@ from multihead.kernels.native.compiled.arithmetic import (
 )
 from multihead.kernels.native.compiled.inner import inner
 from multihead.kernels.native.compiled.products import LINE
-from multihead.kernels.native.record import CHUNK, KEPT_ROWS
+from multihead.kernels.native.record import CHUNK, KEPT_ROWS, ROWS
 
 
 @inner
@@ -73,21 +73,23 @@ def _keep_weights(call, b, h, i, begin, row, left, right, factor):
 
 
 @inner
-def second_pass(call, b, h, job, strand, start, rows, low, high, room, state, sums):
+def second_pass(call, b, h, job, strand, start, rows, low, high, room, state):
     """Statistics of keys, from the exponentials of the first pass and the log-sum-exp of each row."""
     # what finish_rows put in the place of the sums
-    share, ceiling = state.total, state.moment
+    share, ceiling = doubles(state.total, 0, rows), doubles(state.moment, 0, rows)
+    first, stop, sums = integers(state.first, 0, rows), integers(state.stop, 0, rows), floats(room.sums, 0, CHUNK)
     head = b * call.heads + h
     for c in range((high - low + CHUNK - 1) // CHUNK):
         begin = low + c * CHUNK
         width = min(high - begin, CHUNK)
+        peak = floats(state.chunk_peaks, c * ROWS, rows)
         fill(sums, ZERO)
         for r in range(rows):
-            left = min(max(state.first[r] - begin, 0), width)
-            right = max(min(state.stop[r] - begin, width), left)
-            if left == right or state.chunk_peaks[c, r] == NOTHING:
+            left = min(max(first[r] - begin, 0), width)
+            right = max(min(stop[r] - begin, width), left)
+            if left == right or peak[r] == NOTHING:
                 continue
-            factor = np.float32(math.exp(float(state.chunk_peaks[c, r]) - ceiling[r]) * share[r])
+            factor = np.float32(math.exp(float(peak[r]) - ceiling[r]) * share[r])
             row, i = floats(room.scores, (c * KEPT_ROWS + r) * LINE, width), start + r
             if call.received:
                 add_scaled(sums[left:right], row[left:right], factor)

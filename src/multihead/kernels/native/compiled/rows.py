@@ -11,6 +11,7 @@ from multihead.kernels.native.compiled.arithmetic import (
     add,
     booleans,
     cap,
+    doubles,
     exponentials,
     fill,
     floats,
@@ -37,7 +38,7 @@ from multihead.kernels.native.compiled.products import (
     score_tile,
     value_tile,
 )
-from multihead.kernels.native.record import CHUNK, KEPT_ROWS
+from multihead.kernels.native.record import CHUNK, KEPT_ROWS, ROWS
 
 
 @inner
@@ -65,13 +66,19 @@ def _adjusted(call, scores, b, h, i, first):
 def begin_rows(call, b, h, start, rows, state):
     """Nothing gathered yet, and the keys that each query sees; the range of those that any of them sees."""
     low, high = call.keys, 0
+    firsts, stops, filled = (
+        integers(state.first, 0, rows),
+        integers(state.stop, 0, rows),
+        integers(state.filled, 0, rows),
+    )
+    peak, total, moment = floats(state.peak, 0, rows), doubles(state.total, 0, rows), doubles(state.moment, 0, rows)
     for r in range(rows):
         first, stop = 0, call.keys
         if call.first:
             place = b * call.span_batch + h * call.span_head + (start + r) * call.span_query
             first, stop = integers(call.first, place, 1)[0], integers(call.stop, place, 1)[0]
-        state.first[r], state.stop[r] = first, stop
-        state.peak[r], state.total[r], state.moment[r], state.filled[r] = NOTHING, 0.0, 0.0, 0
+        firsts[r], stops[r] = first, stop
+        peak[r], total[r], moment[r], filled[r] = NOTHING, 0.0, 0.0, 0
         if call.top:
             query = (b * call.heads + h) * call.queries + start + r
             fill(floats(call.top, query * call.top_count, call.top_count), NOTHING)
@@ -111,7 +118,7 @@ def first_pass(call, b, h, start, rows, low, high, room, state):
 @inlined
 def _pack(call, b, kv, begin, width, line, room):
     """The keys of a chunk, and values whose number of features is no multiple of LANES, unless they are packed."""
-    head, packed = b * call.heads + kv, room.packed
+    head, packed = b * call.heads + kv, integers(room.packed, 0, 3)
     if packed[0] == head and packed[1] == begin and packed[2] == width:
         return
     packed[0], packed[1], packed[2] = head, begin, width
@@ -124,9 +131,10 @@ def _pack(call, b, kv, begin, width, line, room):
 def _seen_by_tile(top, bottom, begin, width, state):
     """The keys of a chunk that any query of a tile sees."""
     near, far = width, 0
+    first, stop = integers(state.first, 0, bottom), integers(state.stop, 0, bottom)
     for r in range(top, bottom):
-        if state.first[r] < state.stop[r]:
-            near, far = min(near, max(state.first[r] - begin, 0)), max(far, min(state.stop[r] - begin, width))
+        if first[r] < stop[r]:
+            near, far = min(near, max(first[r] - begin, 0)), max(far, min(stop[r] - begin, width))
     return near, far
 
 
@@ -151,54 +159,54 @@ def _row_of_chunk(call, b, h, start, r, row, begin, near, far, c, state):
 
     The keys from ``near`` to ``far`` are those that a query of the tile sees.
     """
-    peak, total, moment = state.peak, state.total, state.moment
-    left = min(max(state.first[r] - begin, 0), row.size)
-    right = max(min(state.stop[r] - begin, row.size), left)
+    peak, chunk_peak = floats(state.peak, r, 1), floats(state.chunk_peaks, c * ROWS + r, 1)
+    total, moment = doubles(state.total, r, 1), doubles(state.moment, r, 1)
+    left = min(max(integers(state.first, r, 1)[0] - begin, 0), row.size)
+    right = max(min(integers(state.stop, r, 1)[0] - begin, row.size), left)
     fill(row[near:left], ZERO)
     fill(row[right:far], ZERO)
-    state.chunk_peaks[c, r] = NOTHING
+    chunk_peak[0] = NOTHING
     if left == right:
         return ONE
     scores = row[left:right]
     _adjusted(call, scores, b, h, start + r, begin + left)
     highest = _peak_and_top(call, b, h, start + r, r, scores, begin + left, state) if call.top else largest(scores)
     factor = ONE
-    if highest > peak[r]:
+    if highest > peak[0]:
         # what was gathered so far was relative to a smaller peak
-        shift = float(peak[r]) - float(highest)
+        shift = float(peak[0]) - float(highest)
         shrunk = math.exp(shift)
-        moment[r] = shrunk * (moment[r] + shift * total[r]) if shrunk else 0.0 * moment[r]
-        total[r] *= shrunk
-        peak[r], factor = highest, np.float32(shrunk)
-    if peak[r] == NOTHING:
+        moment[0] = shrunk * (moment[0] + shift * total[0]) if shrunk else 0.0 * moment[0]
+        total[0] *= shrunk
+        peak[0], factor = highest, np.float32(shrunk)
+    if peak[0] == NOTHING:
         # hidden so far; a NaN among them must not be lost
-        moment[r] += 0.0 * sum_of_nan(scores)
+        moment[0] += 0.0 * sum_of_nan(scores)
         fill(scores, ZERO)
         return factor
-    sums = exponentials(scores, peak[r])
-    total[r] += sums[0]
-    moment[r] += sums[1]
-    state.chunk_peaks[c, r] = peak[r]
+    sums = exponentials(scores, peak[0])
+    total[0] += sums[0]
+    moment[0] += sums[1]
+    chunk_peak[0] = peak[0]
     return factor
 
 
 @inlined
 def _peak_and_top(call, b, h, i, r, scores, first, state):
     """The largest of a query's scores of the keys from ``first`` on; the largest few join those found so far."""
-    highest = group_peaks(scores, state.group_peaks)
+    highest = group_peaks(scores, state.search)
     place = ((b * call.heads + h) * call.queries + i) * call.top_count
     top_scores = floats(call.top, place, call.top_count)
     if highest > top_scores[call.top_count - 1]:
-        state.filled[r] = take_top(
+        filled = integers(state.filled, r, 1)
+        filled[0] = take_top(
             scores,
             first,
-            state.group_peaks,
             highest,
             top_scores,
             integers(call.top_keys, place, call.top_count),
-            state.filled[r],
-            state.few_scores,
-            state.few_keys,
+            filled[0],
+            state.search,
         )
     return highest
 
@@ -209,7 +217,8 @@ def finish_rows(call, b, h, start, rows, room, state):
 
     What the second pass needs takes the place of that: the weight of a score s is exp(s - moment) · total.
     """
-    peak, total, moment, line = state.peak, state.total, state.moment, padded(call.value_dim, LANES)
+    peak, total, moment = floats(state.peak, 0, rows), doubles(state.total, 0, rows), doubles(state.moment, 0, rows)
+    line = padded(call.value_dim, LANES)
     row = (b * call.heads + h) * call.queries + start
     lse, peaks = floats(call.lse, row, rows), floats(call.peak, row, rows)
     entropy, sinks = floats(call.entropy, row, rows), floats(call.sink, row, rows)

@@ -14,13 +14,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numba import carray, cfunc, from_dtype, types
 
 from multihead.kernels.native import record
 from multihead.kernels.native.compiled.arithmetic import ZERO, fill, floats, integers, take
 from multihead.kernels.native.compiled.keys import second_pass
-from multihead.kernels.native.compiled.room import floats_of, queries_at_once, room_of, rows_of
+from multihead.kernels.native.compiled.room import floats_of, queries_at_once, rooms_of
 from multihead.kernels.native.compiled.rows import begin_rows, finish_rows, first_pass
 
 __all__ = ["floats_of", "work"]
@@ -55,8 +54,7 @@ def work(pointer):
     this order, whichever thread takes it, so that sums have the same bits with any number of threads.
     """
     call = carray(pointer, 1)[0]
-    room, state = room_of(call), rows_of(call)
-    sums = np.empty(record.CHUNK, np.float32)
+    room, state = rooms_of(call)
     starts = integers(call.starts, 0, call.jobs + 1)
     sets = 1 if call.together else call.heads
     most = queries_at_once(call.keys, call.kept)
@@ -76,4 +74,4 @@ def work(pointer):
                     first_pass(call, b, h, start, rows, low, high, room, state)
                     finish_rows(call, b, h, start, rows, room, state)
                     if call.kept:
-                        second_pass(call, b, h, job, strand, start, rows, low, high, room, state, sums)
+                        second_pass(call, b, h, job, strand, start, rows, low, high, room, state)
