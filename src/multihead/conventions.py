@@ -18,9 +18,10 @@ Decided once, each with a test of its name in ``tests/test_conventions.py``:
 import difflib
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
 
 
 def default_scale(head_dim: int) -> float:
@@ -28,17 +29,7 @@ def default_scale(head_dim: int) -> float:
     return 1.0 / math.sqrt(head_dim) if head_dim else 1.0
 
 
-def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type in which scores, weights and statistics of inputs of ``dtype`` are computed: float32 or float64."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def accumulation_dtype(device: torch.device) -> torch.dtype:
-    """The type in which many weights are added up: float64, or float32 on a device that has no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def shape_of(tensor: Tensor) -> str:
+def shape_of(tensor: "torch.Tensor") -> str:
     """A tensor's shape as people write it: ``(2, 8, 10, 64)``."""
     return f"({', '.join(str(size) for size in tensor.shape)})"
 
@@ -58,16 +49,26 @@ def checked_count(name: str, value: object, least: int = 1) -> None:
         TypeError: it is no whole number; True and 8.0 are none.
         ValueError: it is too small.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+    if not _is_number(value, int):
         raise TypeError(f"{name}={value!r} is {kind_of(value)}, expected a whole number of at least {least}.")
-    if value < least:
+    if value < least:  # pyrefly: ignore[unsupported-operation]
         raise ValueError(f"{name}={value} is too small, expected a whole number of at least {least}.")
 
 
 def checked_number(name: str, value: object) -> None:
     """Raise ``TypeError`` unless ``value`` is a plain number; a tensor is none, since it may change."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+    if not _is_number(value, int, float):
         raise TypeError(f"{name} is {kind_of(value)}, expected a number.")
+
+
+def _is_number(value: object, *kinds: type) -> bool:
+    """Whether a value is a number of these kinds of Python's, or one that stands for it in a trace of torch's."""
+    if isinstance(value, kinds):
+        return not isinstance(value, bool)
+    # imported here, so that who only wants words need not wait for torch
+    import torch
+
+    return isinstance(value, torch.SymInt) or (float in kinds and isinstance(value, torch.SymFloat))
 
 
 def mismatch(name: str, came: object, expected: object, advice: str) -> ValueError:

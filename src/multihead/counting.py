@@ -3,14 +3,13 @@
 import operator
 from collections.abc import Iterable, Mapping
 
-import torch
-
 __all__ = ["whole", "whole_numbers"]
 
 
 def whole(name: str, value: object) -> int:
     """``value`` as a whole number; True and 8.0 are none.
 
+    >>> import torch
     >>> whole("top", torch.tensor(3))
     3
 
@@ -51,7 +50,9 @@ def _index(value: object) -> int | None:
     """A whole number as Python's; None for anything else."""
     if isinstance(value, int):
         return None if isinstance(value, bool) else value
-    if not hasattr(value, "__index__") or getattr(value, "ndim", 0) or getattr(value, "dtype", None) == torch.bool:
+    # a tensor of a truth value has an index too
+    truth = str(getattr(value, "dtype", "")) == "torch.bool"
+    if truth or not hasattr(value, "__index__") or getattr(value, "ndim", 0):
         return None
     try:
         return operator.index(value)  # pyrefly: ignore[bad-argument-type]

@@ -17,6 +17,8 @@ LEVELS = {
     "errors": 0,
     "counting": 0,
     "files": 0,
+    "precision": 0,
+    "sizes": 0,
     "hub": 1,
     "masks": 1,
     "pixels": 1,

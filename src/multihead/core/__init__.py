@@ -15,14 +15,13 @@ from multihead.core.own import ColumnStatistic, MassOn, OwnAnswers, RowStatistic
 from multihead.core.part import PartOfMask
 from multihead.core.reference import Reference, reference
 from multihead.core.statistics import (
-    AXES,
     Measurements,
     Statistics,
-    axes_of,
     block_cells,
     block_means,
     power_of_two_edges,
 )
+from multihead.sizes import AXES, axes_of
 
 __all__ = [
     "AXES",

@@ -120,10 +120,6 @@ class MassOn(RowStatistic):
         return (tile.weights @ keys[tile.batch, None, :, None])[..., 0]
 
 
-OWN_AXES = {"row_statistics": ("batch", "head", "query"), "column_statistics": ("batch", "head", "key")}
-"""Under which name the answers of each kind stand among the measurements, and their axes."""
-
-
 def _kind(statistic: OwnStatistic) -> str:
     return "row_statistics" if isinstance(statistic, RowStatistic) else "column_statistics"
 

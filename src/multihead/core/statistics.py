@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from multihead.conventions import checked_indices, kind_of
-from multihead.core.own import OWN_AXES, OwnStatistic, checked_own
+from multihead.core.own import OwnStatistic, checked_own
 from multihead.counting import whole, whole_numbers
-from multihead.masks import Sizes
+from multihead.sizes import Sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,41 +228,6 @@ class Measurements:
             else:
                 found[name] = tensor
         return cls(**found)
-
-
-AXES: dict[str, tuple[str, ...]] = {
-    "lse": ("batch", "head", "query"),
-    "max_score": ("batch", "head", "query"),
-    "entropy": ("batch", "head", "query"),
-    "visible": ("batch", "head", "query"),
-    "top_weights": ("batch", "head", "query", "rank"),
-    "top_keys": ("batch", "head", "query", "rank"),
-    "received": ("batch", "head", "key"),
-    "received_mean": ("batch", "head", "key"),
-    "offsets": ("batch", "head", "bin"),
-    "offset_edges": ("edge",),
-    "blocks": ("batch", "head", "query_block", "key_block"),
-    "block_peaks": ("batch", "head", "query_block", "key_block"),
-    "block_size": ("side",),
-    "rows": ("batch", "head", "row", "key"),
-    "row_queries": ("row",),
-    "columns": ("batch", "head", "query", "column"),
-    "column_keys": ("column",),
-    "sink": ("batch", "head", "query"),
-}
-"""The axes of each statistic but a user's own, in words."""
-
-
-def axes_of(name: str) -> tuple[str, ...]:
-    """The axes of a statistic, in words, by the names of :meth:`Measurements.named`.
-
-    Raises:
-        KeyError: there is no such statistic.
-    """
-    kind, dot, own = name.partition(".")
-    if dot and own.isidentifier():
-        return OWN_AXES[kind]
-    return AXES[name]
 
 
 def block_means(

@@ -8,9 +8,9 @@ import abc
 import torch
 from torch import Tensor
 
-from multihead.conventions import accumulation_dtype, statistics_dtype
 from multihead.core import AttentionCall, Measurements, OwnAnswers, Statistics, WeightTile, block_means, nonfinite
 from multihead.kernels.tiles import Tile, grouped_matmul
+from multihead.precision import accumulation_dtype, statistics_dtype
 
 
 class Collector(abc.ABC):

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from multihead.conventions import statistics_dtype
 from multihead.core import AttentionCall
 from multihead.kernels.tiles import Part, biased_and_masked, capped_scores, grouped_matmul
 from multihead.kernels.tracing import traced
+from multihead.precision import statistics_dtype
 
 NAME = "dense"
 

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from multihead.biases import Bias
-from multihead.conventions import statistics_dtype
 from multihead.core import AttentionCall
+from multihead.precision import statistics_dtype
 
 TILE_SCORES = 1 << 21
 """Scores in one tile: 8 MiB in float32, a few times that with what is computed from them."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from multihead.conventions import statistics_dtype
 from multihead.core import RowStatistic, Statistics
 from multihead.errors import ObservationError
 from multihead.kernels import cpu
@@ -17,6 +16,7 @@ from multihead.lens.host import HostAttention
 from multihead.lens.masks_found import MaskFinder
 from multihead.lens.measuring import Sight, Wanted, sight_of
 from multihead.masks import Sizes
+from multihead.precision import statistics_dtype
 
 SHARE = 0.5
 """Of the memory that is free, what an observation may take."""

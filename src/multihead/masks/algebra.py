@@ -11,21 +11,7 @@ from torch import Tensor
 
 from multihead.conventions import kind_of
 from multihead.counting import whole
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The sizes of the attention that a mask is asked about."""
-
-    batch: int
-    heads: int
-    queries: int
-    keys: int
-
-    @property
-    def offset(self) -> int:
-        """Position of query 0 among the keys."""
-        return self.keys - self.queries
+from multihead.sizes import Sizes
 
 
 class Mask(abc.ABC):

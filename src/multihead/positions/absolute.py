@@ -6,9 +6,10 @@ from torch import Tensor, nn
 from torch import device as Device
 from torch import dtype as Dtype
 
-from multihead.conventions import checked_count, mismatch, shape_of, statistics_dtype
+from multihead.conventions import checked_count, mismatch, shape_of
 from multihead.positions.base import Constant, check_positions
 from multihead.positions.frequencies import geometric_frequencies
+from multihead.precision import statistics_dtype
 
 
 class Sinusoidal(nn.Module):

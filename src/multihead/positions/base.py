@@ -9,7 +9,8 @@ from torch import device as Device
 from torch import dtype as Dtype
 
 from multihead.biases import Bias
-from multihead.conventions import kind_of, shape_of, statistics_dtype
+from multihead.conventions import kind_of, shape_of
+from multihead.precision import statistics_dtype
 
 
 class Position(nn.Module):

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from multihead.conventions import checked_count, checked_number, kind_of, mismatch, shape_of, statistics_dtype
+from multihead.conventions import checked_count, checked_number, kind_of, mismatch, shape_of
 from multihead.positions.base import Constant, Position, check_positions
 from multihead.positions.frequencies import Scaling, geometric_frequencies
+from multihead.precision import statistics_dtype
 
 
 class Rotary(Position):

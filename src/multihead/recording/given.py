@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multihead.conventions import accumulation_dtype, in_words, kind_of, shape_of, statistics_dtype
+from multihead.conventions import in_words, kind_of, shape_of
 from multihead.core import Measurements
 from multihead.counting import whole_numbers
 from multihead.masks import Sizes
+from multihead.precision import accumulation_dtype, statistics_dtype
 from multihead.recording.layer import Layer
 from multihead.recording.words import Tokens, token_lists
 

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from multihead.conventions import accumulation_dtype
 from multihead.errors import RecordingError
+from multihead.precision import accumulation_dtype
 from multihead.recording.layer import Layer
 from multihead.recording.pieces import pieces
 from multihead.recording.query import check_item, numbers

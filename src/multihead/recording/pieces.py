@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from multihead.conventions import statistics_dtype
 from multihead.kernels.seen import spans_and_rest
 from multihead.masks import Mask
+from multihead.precision import statistics_dtype
 from multihead.recording.layer import Layer
 from multihead.recording.selection import narrowed, sequence_of
 from multihead.recording.whole import Pause, kept_of

@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from multihead.conventions import in_words, statistics_dtype
+from multihead.conventions import in_words
 from multihead.counting import whole, whole_numbers
 from multihead.errors import RecordingError
 from multihead.kernels.collectors import largest
 from multihead.kernels.tiles import TILE_SCORES, Part, biased_and_masked, capped_scores
+from multihead.precision import statistics_dtype
 from multihead.recording.layer import Layer
 from multihead.recording.selection import holds_dense
 from multihead.recording.whole import call_of, indices, kept_of
