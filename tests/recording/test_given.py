@@ -13,7 +13,7 @@ from multihead import masks
 from multihead.core import reference
 from multihead.errors import RecordingError
 from multihead.masks import Sizes
-from multihead.recording import Layer, Recording, load, stored
+from multihead.recording import Layer, Recording, checked, load
 from multihead.recording.whole import kept_of
 from multihead.recording.words import Tokens
 from tests.accuracy import SIZES, check, plain, random_call
@@ -274,7 +274,7 @@ class TestFiles:
             with safe_open(tmp_path / f"{name}.safetensors", framework="pt") as file:
                 schemas.append(file.metadata()["schema"])
         assert schemas == ["2", "1"]
-        monkeypatch.setattr(stored, "SCHEMA", 1)
+        monkeypatch.setattr(checked, "SCHEMA", 1)
         with pytest.raises(
             RecordingError, match=r"written by a newer multihead \(schema 2; this one reads 1\): upgrade"
         ):

@@ -1,19 +1,19 @@
 """One attention of one run: its statistics, and what recomputes its weights."""
 
-import math
 from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
 
-from multihead.conventions import checked_indices
-from multihead.core import Measurements, axes_of
-from multihead.masks import Mask, Sizes
-from multihead.recording.shapes import STATISTICS, Form, check_forms
+from multihead.core import Measurements
+from multihead.masks import Mask
+from multihead.recording.outline import LayerOutline
+from multihead.recording.shapes import STATISTICS, check_forms, form_of
+from multihead.sizes import axes_of
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Layer:
+class Layer(LayerOutline):
     """One attention of one run of a model: what is needed to recompute any of its weights, and its statistics.
 
     Weights that someone already had are in ``weights`` instead, and there is nothing to recompute them from.
@@ -25,21 +25,6 @@ class Layer:
         ValueError: numbers, shapes or a mask that do not belong together; the message names the layer.
     """
 
-    index: int
-    """The number of this attention in order of first appearance, counting from 0."""
-    name: str
-    """Path of the module that computed it, as in ``named_modules()``."""
-    host: str
-    """Who computed it: ``multihead``, ``sdpa``, ``nn.MultiheadAttention`` or ``transformers``; or ``given``."""
-    sizes: Sizes
-    """Of the attention as the model computed it: batch, all heads, all queries, all keys."""
-    heads: tuple[int, ...]
-    queries: tuple[int, ...] | None = None
-    """Measured query indices; None for all of them."""
-    kv_heads: tuple[int, ...] = ()
-    """For each of ``heads``, the place of its key head on the head axis of ``k``."""
-    scale: float = 1.0
-    softcap: float | None = None
     mask: Mask | None = None
     """For all heads and queries of the model, if it depends on them."""
     bias: Float[Tensor, "batch_or_1 head_or_1 query_or_1 key_or_1"] | None = None
@@ -51,32 +36,13 @@ class Layer:
     k: Float[Tensor, "batch kv_head key dim"] | None = None
     weights: Float[Tensor, "batch head query key"] | None = None
     """In place of q and k, where only the weights themselves are known: see :meth:`Recording.from_weights`."""
-    query_text: str = "text"
-    key_text: str = "text"
-
-    def __post_init__(self) -> None:
-        try:
-            self._check()
-        except ValueError as error:
-            raise ValueError(f"layer {self.index}: {error}") from error
 
     def _check(self) -> None:
-        checked_indices("heads", self.heads, self.sizes.heads)
-        if self.queries is not None:
-            checked_indices("queries", self.queries, self.sizes.queries)
-        if not math.isfinite(self.scale):
-            raise ValueError(f"scale={self.scale} is no finite number.")
-        if self.softcap is not None and not (math.isfinite(self.softcap) and self.softcap > 0):
-            raise ValueError(f"softcap={self.softcap} is no positive number: None for no cap.")
+        super()._check()
         if self.mask is not None:
             self.mask.check(self.sizes)
-        forms: dict[str, Form] = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self.tensors().items()}
+        forms = {name: form_of(tensor) for name, tensor in self.tensors().items()}
         check_forms(forms, sizes=self.sizes, heads=len(self.heads), queries=self.query_count, kv_heads=self.kv_heads)
-
-    @property
-    def query_count(self) -> int:
-        """How many queries were measured."""
-        return self.sizes.queries if self.queries is None else len(self.queries)
 
     def axes(self, statistic: str) -> tuple[str, ...]:
         """The axes of one statistic's tensor, in words."""
@@ -97,19 +63,6 @@ class Layer:
         held = {name: getattr(self, name) for name in ("q", "k", "weights", "bias", "sinks")}
         found = {name: tensor for name, tensor in held.items() if tensor is not None}
         return found | {STATISTICS + name: tensor for name, tensor in self.statistics.named().items()}
-
-    def place_of_query(self, query: int, tokens: int) -> int:
-        """Place of a query's token in its text of ``tokens`` tokens.
-
-        In self-attention over a cache the queries are the last of the keys, so query 0 is not token 0.
-        """
-        cached = self.query_text == self.key_text and tokens != self.sizes.queries
-        return query + max(self.sizes.offset, 0) if cached else query
-
-    def query_of_place(self, place: int, tokens: int) -> int | None:
-        """The query that stands at a place in its text, None where there is none."""
-        query = place - self.place_of_query(0, tokens)
-        return query if 0 <= query < self.sizes.queries else None
 
     def __repr__(self) -> str:
         kept, every = len(self.heads), self.sizes.heads

@@ -1,16 +1,21 @@
-"""The tensors of a safetensors file, mapped into memory when they are asked for."""
+"""The tensors of a safetensors file, mapped into memory when they are asked for: as numpy's arrays, or as torch's."""
 
 import json
 import mmap
 import os
 import weakref
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 from safetensors import safe_open
-from torch import Tensor
 
-from multihead.recording.schema import DTYPES, Form
+from multihead.recording.schema import DTYPES
+
+if TYPE_CHECKING:
+    import torch
+
+    from multihead.recording.shapes import Form
 
 WINDOW = 1 << 30
 """Bytes that are mapped together: a multiple of every system's pages."""
@@ -45,18 +50,42 @@ class MappedFile:
         }
         """Shape and dtype of every tensor that a recording could hold."""
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> "torch.Tensor":
         """A tensor by its name.
 
         Raises:
             OSError, ValueError: it cannot be mapped, for example of a file that was cut since.
         """
-        (shape, dtype), (begin, end) = self.forms[name], self._places[name]
+        # numpy's arrays are had without waiting for torch
+        import torch
+
+        from multihead.precision import dtype_named
+
+        shape, dtype = self.forms[name][0], dtype_named(self.forms[name][1])
+        raw = self.raw(name)
+        return torch.from_numpy(raw).view(dtype).view(shape) if len(raw) else torch.empty(shape, dtype=dtype)
+
+    def array(self, name: str) -> np.ndarray:
+        """The same as numpy's array.
+
+        Raises:
+            OSError, ValueError: as :meth:`tensor`.
+            TypeError: numpy has no such type of numbers: bfloat16.
+        """
+        shape, dtype = self.forms[name]
+        return self.raw(name).view(dtype.removeprefix("torch.")).reshape(shape)
+
+    def raw(self, name: str) -> np.ndarray:
+        """Its bytes, u8.
+
+        Raises:
+            OSError, ValueError: as :meth:`tensor`.
+        """
+        begin, end = self._places[name]
         if begin == end:
-            return torch.empty(shape, dtype=dtype)
+            return np.empty(0, np.uint8)
         start, window = self._window(begin, end)
-        count = (end - begin) // dtype.itemsize
-        return torch.frombuffer(window, dtype=dtype, count=count, offset=begin - start).view(shape)
+        return np.frombuffer(window, np.uint8, count=end - begin, offset=begin - start)
 
     def _window(self, begin: int, end: int) -> tuple[int, mmap.mmap]:
         """Where a mapped part of the file that holds these bytes begins, and the part."""

@@ -19,8 +19,8 @@ from torch import Tensor
 from multihead.errors import RecordingError
 from multihead.precision import accumulation_dtype
 from multihead.recording.layer import Layer
+from multihead.recording.outline import check_item, numbers
 from multihead.recording.pieces import pieces
-from multihead.recording.query import check_item, numbers
 from multihead.recording.whole import Pause, blocks_of, kept_of
 
 Pooling = Literal["mean", "max"]

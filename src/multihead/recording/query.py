@@ -4,7 +4,6 @@ A weight is exp(s - lse) with the score s computed as the kernels compute it (``
 Lq × Lk is ever needed: memory is that of the answer and one tile. Where weights were given, they are read.
 """
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,13 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from multihead.conventions import in_words
-from multihead.counting import whole, whole_numbers
+from multihead.counting import whole_numbers
 from multihead.errors import RecordingError
 from multihead.kernels.collectors import largest
 from multihead.kernels.tiles import TILE_SCORES, Part, biased_and_masked, capped_scores
 from multihead.precision import statistics_dtype
 from multihead.recording.layer import Layer
+from multihead.recording.outline import check_item, numbers
 from multihead.recording.selection import holds_dense
 from multihead.recording.whole import call_of, indices, kept_of
 from multihead.recording.words import shown
@@ -113,32 +112,6 @@ def _fill(answer: Tensor, layer: Layer, item: int, place: int, rows: Tensor, key
             scores, _ = biased_and_masked(call, part, capped_scores(call, part))
             found = scores[0, 0].sub_(shift.masked_fill(hopeless, 0.0)).exp_().masked_fill_(hopeless, 0.0)
             answer[part.rows, part.keys] = found
-
-
-def check_item(item: int, batch: int) -> None:
-    """Raise ``RecordingError`` unless there is such a sequence in the batch, ``TypeError`` unless it is a number."""
-    if not 0 <= whole("item", item) < batch:
-        raise RecordingError(f"there is no sequence {item}: recorded are {numbers(range(batch))}.")
-
-
-def numbers(kept: Sequence[int]) -> str:
-    """Numbers in words, runs as ranges.
-
-    >>> numbers([0, 1, 2, 3, 7, 9])
-    '0 to 3, 7 and 9'
-    """
-    if isinstance(kept, range) and kept.step == 1:
-        runs = [(kept[0], kept[-1])] if kept else []
-    else:
-        # a number less its place is the same all along a run
-        places = itertools.groupby(enumerate(sorted(kept)), lambda pair: pair[1] - pair[0])
-        runs = [(run[0][1], run[-1][1]) for run in (list(members) for _, members in places)]
-    words: list[str] = []
-    for first, last in runs:
-        words += [f"{first} to {last}"] if last - first > 1 else [str(number) for number in sorted({first, last})]
-    if len(words) > 12:
-        words = [*words[:6], "...", words[-1]]
-    return in_words(words) or "none"
 
 
 def _places(what: str, wanted: Sequence[int] | None, kept: Sequence[int], layer: int) -> Sequence[int]:

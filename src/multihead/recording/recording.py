@@ -13,7 +13,8 @@ from multihead.counting import whole, whole_numbers
 from multihead.errors import RecordingError, SourceError
 from multihead.recording.given import Weights, layers_of
 from multihead.recording.layer import Layer
-from multihead.recording.query import Link, check_item, ends_of, numbers, strongest, token_at, weights
+from multihead.recording.outline import RecordingOutline, check_item, counted, numbers
+from multihead.recording.query import Link, ends_of, strongest, token_at, weights
 from multihead.recording.selection import layer_of_sequence
 from multihead.recording.words import Tokens, occurrences, shown, suggestions
 
@@ -25,12 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Layer", "Link", "Recording"]
 
 
-PROMPT_TOKENS = "prompt tokens"
-"""In the provenance of a generation: how many tokens of its text were there before the model wrote."""
-
-
 @dataclass(frozen=True, eq=False)
-class Recording:
+class Recording(RecordingOutline):
     """The attention of one run of a model, with the tokens it was about and where it comes from.
 
     Args:
@@ -62,14 +59,6 @@ class Recording:
     layers: tuple[Layer, ...]
     texts: Mapping[str, Sequence[Sequence[str]]]
     provenance: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple(self.layers))
-        indices = [layer.index for layer in self.layers]
-        if len(set(indices)) != len(indices):
-            raise ValueError(f"layer indices {indices} name one twice: each attention of a run has its own.")
-        for name, sequences in self.texts.items():
-            _check_text(name, sequences, self.layers)
 
     @classmethod
     def from_weights(
@@ -128,21 +117,25 @@ class Recording:
         heads = sorted({len(layer.heads) for layer in self.layers})
         every = {layer.sizes.heads for layer in self.layers}
         words = (
-            _count(heads[0], "head") if len(heads) == 1 else f"{heads[0]} to {heads[-1]} heads" if heads else "no heads"
+            counted(heads[0], "head")
+            if len(heads) == 1
+            else f"{heads[0]} to {heads[-1]} heads"
+            if heads
+            else "no heads"
         )
         if len(heads) == len(every) == 1 and heads[0] not in every:
-            words = f"{heads[0]} of {_count(max(every), 'head')}"
+            words = f"{heads[0]} of {counted(max(every), 'head')}"
         model = shown(self.provenance.get("model", "an unnamed model"))
-        return f"Recording of {model}: {_count(len(self.layers), 'layer')} × {words}, {self._lengths()}"
+        return f"Recording of {model}: {counted(len(self.layers), 'layer')} × {words}, {self._lengths()}"
 
     def _lengths(self) -> str:
         if not self.texts:
-            return _count(max((layer.sizes.keys for layer in self.layers), default=0), "key")
+            return counted(max((layer.sizes.keys for layer in self.layers), default=0), "key")
         words = []
         for name, sequences in self.texts.items():
             label = "" if len(self.texts) == 1 else f"{shown(name)} of "
             several = f"{len(sequences)} sequences of " if len(sequences) != 1 else ""
-            words.append(f"{label}{several}{_count(max(map(len, sequences), default=0), 'token')}")
+            words.append(f"{label}{several}{counted(max(map(len, sequences), default=0), 'token')}")
         return in_words(words)
 
     def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, object], dict[str, object]]:
@@ -150,12 +143,6 @@ class Recording:
         from multihead.view.notebook import shown_in_notebook
 
         return shown_in_notebook(self)
-
-    @property
-    def batch(self) -> int:
-        """How many sequences were seen at once."""
-        sizes = {layer.sizes.batch for layer in self.layers} or {len(sequences) for sequences in self.texts.values()}
-        return max(sizes, default=0)
 
     def layer(self, index: int) -> Layer:
         """The layer with this ``index``.
@@ -258,7 +245,7 @@ class Recording:
             if not 0 <= whole("occurrence", occurrence) < len(found):
                 there = numbers(range(len(found)))
                 raise SourceError(
-                    f"{shown(token)!r} occurs {_count(len(found), 'time')}: occurrence is one of {there}."
+                    f"{shown(token)!r} occurs {counted(len(found), 'time')}: occurrence is one of {there}."
                 )
             found = [found[occurrence]]
         return tuple(sorted({position for places in found for position in places}))
@@ -448,31 +435,7 @@ class Recording:
         )
 
 
-def _check_text(name: str, sequences: Sequence[Sequence[str]], layers: Sequence[Layer]) -> None:
-    """Whether a text fits the layers that look from or at it: as long as the longest of them."""
-    lengths = [layer.sizes.queries for layer in layers if layer.query_text == name]
-    lengths += [layer.sizes.keys for layer in layers if layer.key_text == name]
-    batches = {layer.sizes.batch for layer in layers if name in (layer.query_text, layer.key_text)}
-    if not lengths:
-        return
-    if batches != {len(sequences)}:
-        raise ValueError(
-            f"text {name!r} has {_count(len(sequences), 'sequence')}, "
-            f"but its layers have a batch of {numbers(sorted(batches))}."
-        )
-    wrong = sorted({len(tokens) for tokens in sequences} - {max(lengths)})
-    if wrong:
-        raise ValueError(
-            f"text {name!r} has {numbers(wrong)} tokens, but the longest attention over it has {max(lengths)}: "
-            "one token for each, please."
-        )
-
-
 def _range(name: str, chosen: slice | range, size: int) -> range:
     if not isinstance(chosen, slice | range):
         raise TypeError(f"{name}={chosen!r} is neither slice nor range: say for example {name}=range(2, 5).")
     return chosen if isinstance(chosen, range) else range(*chosen.indices(size))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

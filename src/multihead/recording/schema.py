@@ -20,11 +20,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
-from multihead.masks import Sizes
-from multihead.recording.layer import Layer
+from multihead.recording.outline import LayerOutline
 from multihead.recording.shapes import Form, check_forms, layer_axes
+from multihead.sizes import Sizes
 
 FORMAT = "multihead-recording"
 SCHEMA = 2
@@ -38,18 +36,18 @@ MOST_ENTRIES = 1 << 50
 _SINCE = {"weights": 2}
 
 DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    "F64": "torch.float64",
+    "F32": "torch.float32",
+    "F16": "torch.float16",
+    "BF16": "torch.bfloat16",
+    "I64": "torch.int64",
+    "I32": "torch.int32",
+    "I16": "torch.int16",
+    "I8": "torch.int8",
+    "U8": "torch.uint8",
+    "BOOL": "torch.bool",
 }
-"""The dtypes that a recording may hold, by safetensors' names."""
+"""The names of the dtypes that a recording may hold, by safetensors' names."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,8 @@ class StoredBias:
 class LayerHeader:
     """All of a layer but its tensors."""
 
-    layer: Layer
-    """Its numbers and names; it holds no tensors and no mask."""
+    layer: LayerOutline
+    """Its numbers and names."""
     mask: int | None
     """Which of the masks; None for none."""
     bias: StoredBias | None
@@ -211,7 +209,7 @@ def _layer(fields: Fields, tensors: Mapping[str, StoredTensor]) -> LayerHeader:
         raise ValueError(f"{fields.where}.sizes are no four possible sizes (batch, heads, queries, keys)")
     index = fields["index"].integer()
     softcap, queries, mask, bias = (fields[name].optional() for name in ("softcap", "queries", "mask", "bias"))
-    layer = Layer(
+    layer = LayerOutline(
         index=index,
         name=fields["name"].text(),
         host=fields["host"].text(),

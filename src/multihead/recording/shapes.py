@@ -1,15 +1,16 @@
 """Which shape and kind of number each tensor of a layer has: one check for layers in memory and in a file."""
 
 from collections.abc import Mapping, Sequence
-
-import torch
+from typing import TYPE_CHECKING
 
 from multihead.conventions import in_words
-from multihead.core import axes_of
-from multihead.masks import Sizes
+from multihead.sizes import Sizes, axes_of
 
-Form = tuple[tuple[int, ...], torch.dtype]
-"""A tensor's shape and dtype."""
+if TYPE_CHECKING:
+    import torch
+
+Form = tuple[tuple[int, ...], str]
+"""A tensor's shape and the name of its dtype, ``torch.float32``: a file's are known before torch is there."""
 
 STATISTICS = "statistics."
 """What stands before a statistic's name where it is named beside q, k, bias and sinks."""
@@ -23,10 +24,25 @@ _AXES: dict[str, tuple[str, ...]] = {
 }
 
 _BROADCAST = {"bias": ("batch", "head", "query", "key"), "statistics.visible": ("head",)}
-_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+_SIGNED = ("torch.int8", "torch.int16", "torch.int32", "torch.int64")
 _INTEGERS = {
     STATISTICS + name for name in ("visible", "top_keys", "offset_edges", "block_size", "row_queries", "column_keys")
 }
+
+
+def form_of(tensor: "torch.Tensor") -> Form:
+    """The form of a tensor that is there."""
+    return tuple(tensor.shape), str(tensor.dtype)
+
+
+def is_floating_point(dtype: str) -> bool:
+    """Whether a dtype of this name holds fractions."""
+    return dtype.startswith(("torch.float", "torch.bfloat"))
+
+
+def is_signed(dtype: str) -> bool:
+    """Whether a dtype of this name holds whole numbers that may be negative."""
+    return dtype in _SIGNED
 
 
 def layer_axes(name: str) -> tuple[str, ...]:
@@ -81,7 +97,7 @@ def _check_form(name: str, form: Form, wanted: Mapping[str, int]) -> None:
     if not fits:
         expected = in_words((f"{axis} {wanted[axis]}" if axis in wanted else axis for axis in axes), "and")
         raise ValueError(f"{name} has shape {shape}, expected the axes {expected}.")
-    if not (dtype in _SIGNED if name in _INTEGERS else dtype.is_floating_point):
+    if not (is_signed(dtype) if name in _INTEGERS else is_floating_point(dtype)):
         raise ValueError(
             f"{name} has dtype {dtype}, expected {'integers' if name in _INTEGERS else 'a floating-point type'}."
         )

@@ -12,6 +12,7 @@ of all of them at once; q and k as models make them are transposed views. Here o
 """
 
 import json
+import math
 import os  # noqa: TC003
 import zlib
 from collections.abc import Callable
@@ -24,9 +25,11 @@ from torch import Tensor
 
 from multihead.errors import RecordingError
 from multihead.files import written_whole
+from multihead.precision import dtype_named
 from multihead.recording.layer import Layer
 from multihead.recording.recording import Recording
-from multihead.recording.schema import DTYPES, FORMAT, Form, parse, schema_of
+from multihead.recording.schema import DTYPES, FORMAT, parse, schema_of
+from multihead.recording.shapes import Form, form_of
 from multihead.recording.stored import StoredFile, StoredLayer, check_masks, nonfinite_of
 from multihead.recording.stored_masks import MaskWriter, collapsed, pack
 
@@ -93,7 +96,7 @@ class _Contents:
 
     def _bits(self, allowed: Tensor) -> int:
         small = collapsed(allowed)
-        form = (-(-small.numel() // 8),), torch.uint8
+        form = (-(-small.numel() // 8),), "torch.uint8"
         return self._number(small, "bits", _Saved(form, lambda: pack(small)))
 
     def _number(self, tensor: Tensor, kind: str, saved: _Saved) -> int:
@@ -107,7 +110,7 @@ class _Contents:
 
 
 def _plain(tensor: Tensor) -> _Saved:
-    return _Saved((tuple(tensor.shape), tensor.dtype), lambda: tensor)
+    return _Saved(form_of(tensor), lambda: tensor)
 
 
 def save(recording: Recording, path: "str | os.PathLike[str]") -> None:
@@ -130,8 +133,8 @@ class _Writer:
 
     def __init__(self, contents: _Contents) -> None:
         self._contents = contents
-        self._order = sorted(contents.tensors, key=lambda name: -contents.tensors[name].form[1].itemsize)
         self._forms = {name: tensor.form for name, tensor in contents.tensors.items()}
+        self._order = sorted(self._forms, key=lambda name: -self._width(name))
         strange = [name for name in self._order if self._forms[name][1] not in _NAMES]
         if strange:
             raise ValueError(
@@ -160,6 +163,10 @@ class _Writer:
         file.seek(0)
         file.write(head)
 
+    def _width(self, name: str) -> int:
+        """Bytes of one number of a tensor."""
+        return dtype_named(self._forms[name][1]).itemsize
+
     def _inner(self, checksums: dict[str, int]) -> str:
         tensors = {
             name: {"dtype": _NAMES[dtype], "shape": list(shape), "crc32": checksums[name]}
@@ -181,7 +188,7 @@ class _Writer:
         start = 0
         for name in self._order:
             shape, dtype = self._forms[name]
-            stop = start + dtype.itemsize * torch.Size(shape).numel()
+            stop = start + self._width(name) * math.prod(shape)
             entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
             start = stop
         text = json.dumps(entries, separators=(",", ":")).encode()

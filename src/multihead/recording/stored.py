@@ -1,6 +1,5 @@
 """Reading a recording's file: the header when it is opened, a tensor when it is asked for."""
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cached_property
@@ -8,17 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from multihead.core import Measurements
-from multihead.errors import RecordingError
-from multihead.files import other_than_a_file
 from multihead.masks import Mask
+from multihead.recording.checked import CheckedFile
 from multihead.recording.given import LARGEST_WEIGHT
 from multihead.recording.layer import Layer
 from multihead.recording.mapped import MappedFile
-from multihead.recording.schema import FORMAT, SCHEMA, Form, Header, LayerHeader, parse
+from multihead.recording.schema import Header, LayerHeader
 from multihead.recording.shapes import STATISTICS
 from multihead.recording.stored_masks import MaskReader
 
@@ -70,13 +67,12 @@ def finite(tensor: Tensor) -> bool:
     return bool(low.isfinite() & high.isfinite())
 
 
-class StoredFile:
+class StoredFile(CheckedFile):
     """An open recording: its header, and its tensors mapped from the file."""
 
     def __init__(self, path: Path, mapped: MappedFile, header: Header) -> None:
-        self.path, self.header = path, header
-        self._mapped = mapped
-        self._read: dict[str, Tensor] = {}
+        super().__init__(path, mapped, header)
+        self._tensors: dict[str, Tensor] = {}
         self._masks = MaskReader(header.masks, header.tensors, self.tensor)
 
     @classmethod
@@ -86,35 +82,12 @@ class StoredFile:
         Raises:
             RecordingError: it is no recording, or a damaged or newer one.
         """
+        file = super().open(path)
         try:
-            kind = other_than_a_file(path)
-            if kind is not None:
-                # a pipe that nobody writes to would be waited for without end
-                raise RecordingError(f"cannot read {path}: it is {kind}; recordings are files.")
-            mapped = MappedFile(path)
-        except OSError as error:
-            raise RecordingError(f"cannot read {path}: {error.strerror or error}.") from error
-        except SafetensorError as error:
-            raise RecordingError(
-                f"{path} is no recording, or a damaged one: it is no whole safetensors file ({error})."
-            ) from error
-        metadata = mapped.metadata
-        if metadata.get("format") != FORMAT:
-            raise RecordingError(
-                f"{path} is a safetensors file of something else, perhaps a model's weights: recordings come from "
-                "Recording.save."
-            )
-        schema = metadata.get("schema", "")
-        if schema.isdecimal() and len(schema) < 10 and int(schema) > SCHEMA:
-            raise RecordingError(
-                f"{path} was written by a newer multihead (schema {int(schema)}; this one reads {SCHEMA}): "
-                "upgrade multihead."
-            )
-        try:
-            header = _header(metadata, mapped.forms)
+            check_masks(file.header)
         except ValueError as error:
-            raise _damaged(path, error) from error
-        return cls(path, mapped, header)
+            raise file.damaged(error) from error
+        return file
 
     def tensor(self, name: str) -> Tensor:
         """A tensor by its name, mapped, its checksum compared the first time.
@@ -122,41 +95,15 @@ class StoredFile:
         Raises:
             ValueError: the checksum does not fit.
         """
-        if name not in self._read:
-            try:
-                tensor = self._mapped.tensor(name)
-            except (OSError, ValueError) as error:
-                raise ValueError(f"tensor {name} cannot be read ({error})") from error
-            if zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data) != self.header.tensors[name].crc32:
-                raise ValueError(f"tensor {name} is not what was written: its checksum does not fit")
-            self._read[name] = tensor
-        return self._read[name]
+        if name not in self._tensors:
+            tensor = self._read(name, self._mapped.tensor)
+            self._compare(name, tensor.reshape(-1).view(torch.uint8).numpy().data)
+            self._tensors[name] = tensor
+        return self._tensors[name]
 
     def mask(self, place: int) -> Mask:
         """A mask by its place, one object for all layers that share it."""
         return self._masks.mask(place)
-
-    def damaged(self, error: Exception) -> RecordingError:
-        """The error for a fact about this file."""
-        return _damaged(self.path, error)
-
-
-def _header(metadata: Mapping[str, str], forms: Mapping[str, Form]) -> Header:
-    schema, text = metadata.get("schema", ""), metadata.get("recording", "")
-    if schema not in {str(known) for known in range(1, SCHEMA + 1)}:
-        raise ValueError(f"schema {schema!a:.40} is none there has been")
-    if metadata.get("crc32") != f"{zlib.crc32(text.encode()):08x}":
-        raise ValueError("the header's checksum does not fit it")
-    header = parse(text, forms)
-    check_masks(header)
-    return header
-
-
-def _damaged(path: Path, error: Exception) -> RecordingError:
-    return RecordingError(f"{path} is a damaged recording: {str(error).rstrip('.')}.")
-
-
-_READ_LATER = ("q", "k", "weights", "bias", "sinks", "statistics", "mask")
 
 
 class StoredLayer(Layer):
@@ -173,8 +120,7 @@ class StoredLayer(Layer):
     def of(cls, file: StoredFile, header: LayerHeader) -> "StoredLayer":
         """The layer that a header describes."""
         layer = cls.__new__(cls)
-        known = {name: value for name, value in vars(header.layer).items() if name not in _READ_LATER}
-        vars(layer).update(known, _file=file, _header=header)
+        vars(layer).update(vars(header.layer), _file=file, _header=header)
         return layer
 
     @property

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from multihead.masks import And, Causal, Dense, Documents, Mask, Not, Or, Padding, Prefix, SlidingWindow
+from multihead.precision import dtype_named
 from multihead.recording.schema import Fields, StoredTensor, checked_shape, expands, listed, shared_name
+from multihead.recording.shapes import is_signed
 
 DEEPEST = 100
 """A mask nests no deeper than this."""
@@ -171,19 +173,20 @@ class MaskReader:
     def _tensor(self, number: Fields, *, boolean: bool) -> Tensor:
         name = shared_name(number)
         shape, dtype = listed(self._tensors, name).form
-        if len(shape) != 2 or dtype.is_floating_point or dtype.is_signed == boolean or dtype == torch.uint8:
+        fits = dtype == "torch.bool" if boolean else is_signed(dtype)
+        if len(shape) != 2 or not fits:
             wanted = "booleans" if boolean else "signed integers"
             raise ValueError(
                 f"{number.where}: tensor {name}, {shape} of {dtype}, where a mask needs {wanted} with two axes"
             )
-        return torch.empty(shape, dtype=dtype, device="meta") if self._read is None else self._read(name)
+        return torch.empty(shape, dtype=dtype_named(dtype), device="meta") if self._read is None else self._read(name)
 
     def _dense(self, node: Fields) -> Tensor:
         name = shared_name(node["allowed"])
         shape, dtype = listed(self._tensors, name).form
         stored, wanted = checked_shape(node["stored"]), checked_shape(node["shape"])
         if (
-            dtype != torch.uint8
+            dtype != "torch.uint8"
             or shape != (-(-math.prod(stored) // 8),)
             or len(wanted) != 4
             or not expands(stored, wanted)

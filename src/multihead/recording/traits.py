@@ -20,7 +20,7 @@ from torch import Tensor
 
 from multihead.counting import whole_numbers
 from multihead.recording.layer import Layer
-from multihead.recording.query import check_item
+from multihead.recording.outline import check_item
 from multihead.recording.trait_sums import Seen, measured, recorded
 from multihead.recording.words import is_mark
 

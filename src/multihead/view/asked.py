@@ -9,7 +9,8 @@ from multihead.conventions import in_words, nearest
 from multihead.counting import whole_numbers
 from multihead.errors import RecordingError, SourceError
 from multihead.recording import Layer, Link, Recording
-from multihead.recording.query import check_item, numbers, token_at, weights
+from multihead.recording.outline import check_item, numbers
+from multihead.recording.query import token_at, weights
 from multihead.view.opening import asking_text, likely_token, telling_link
 
 _LINKS = 400

@@ -18,7 +18,8 @@ from multihead.errors import RecordingError
 from multihead.kernels.collectors import largest
 from multihead.recording import Layer, Recording
 from multihead.recording.maps import LayerMap
-from multihead.recording.query import check_item, weights
+from multihead.recording.outline import check_item
+from multihead.recording.query import weights
 from multihead.recording.whole import Pause
 from multihead.view.document import (
     CELLS,
