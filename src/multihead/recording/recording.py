@@ -315,7 +315,7 @@ class Recording(RecordingOutline):
 
         Memory: linear in the tokens.
         """
-        from multihead.recording.traits import traits_of
+        from multihead.recording.trait_sums import traits_of
 
         return traits_of(self, layers=layers, item=item, measure=measure)
 

@@ -1,76 +1,110 @@
-"""What traits of heads are made of: sums over queries, read from a layer's statistics or measured.
-
-Each has the form (heads, queries) where single queries are known, or (heads,) and (heads, keys) where their sum is.
-"""
+"""The traits of a recording's heads: what its statistics say (``traits``), and what is measured where they do not."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from multihead.core import MassOn, Measurements, RowStatistic, Statistics, WeightTile
+from multihead.counting import whole_numbers
 from multihead.kernels import measure
 from multihead.masks import Mask
 from multihead.recording.layer import Layer
+from multihead.recording.outline import check_item
 from multihead.recording.selection import hidden_as_padding, sequence_of
+from multihead.recording.traits import (
+    FAR,
+    PLACES,
+    READ,
+    HeadTraits,
+    Seen,
+    Traits,
+    head_traits,
+    kept_queries,
+    recorded,
+    seen_in_ranges,
+)
 from multihead.recording.whole import aligned, call_of, mask_of, sink_of
+from multihead.recording.words import is_mark
 
 if TYPE_CHECKING:
     from multihead.recording.recording import Recording
-
-FAR = 32
-"""From this distance on, in tokens, a key is far: farther than most sentences are long."""
 
 _COUNTED = 1 << 22
 """Pairs of a mask that are looked at together."""
 
 
-@dataclass(frozen=True)
-class Seen:
-    """Which queries count, and what they see; on the CPU."""
+def traits_of(
+    recording: "Recording", *, layers: Sequence[int] | None = None, item: int = 0, measure: bool = True
+) -> Traits:
+    """See :meth:`Recording.traits`."""
+    check_item(item, recording.batch)
+    chosen = recording.layers if layers is None else [recording.layer(one) for one in whole_numbers("layers", layers)]
+    return Traits(traits for layer in chosen for traits in layer_traits(recording, layer, item=item, measure=measure))
 
-    real: Bool[Tensor, " query"]
-    """Of the recorded queries, those that are no padding."""
-    positions: Int[Tensor, " query"] | None
-    """Where they stand among the keys; None where that means nothing."""
-    visible: Int[Tensor, "head_or_1 query"] | None
-    """How many keys each sees; None where it is not known."""
-    keys: Bool[Tensor, "head_or_1 key"] | None
-    """The keys that some of those that count see; None where it is not known."""
-    first: int
-    """The first key that is no padding."""
 
-    @classmethod
-    def of(cls, recording: "Recording", layer: Layer, item: int, *, by_pairs: bool) -> "Seen":
-        """As the masks of all layers say it."""
-        device = _device(layer)
-        queries = torch.arange(layer.query_count, device=device)
-        if layer.queries is not None:
-            queries = torch.tensor(layer.queries, dtype=torch.int64, device=device)
-        valid = {name: real.to(device) for name, real in _real_tokens(recording, item).items()}
-        real = torch.ones(len(queries), dtype=torch.bool, device=device)
-        if layer.query_text in valid:
-            tokens = valid[layer.query_text]
-            places = queries + layer.place_of_query(0, len(tokens))
-            inside = places < len(tokens)
-            real = ~inside | tokens[places.where(inside, 0)]
-        keys = hidden_as_padding(layer.mask)
-        keys = valid.get(layer.key_text) if keys is None else sequence_of(keys, item)[0]
-        first = 0 if keys is None or len(keys) != layer.sizes.keys or not len(keys) else int(keys.int().argmax())
-        one_text = layer.query_text == layer.key_text and layer.sizes.offset >= 0
-        positions = queries + layer.sizes.offset if one_text else None
-        visible, seen = _visibility(layer, item, real, by_pairs=by_pairs)
-        return cls(
-            real.cpu(),
-            None if positions is None else positions.cpu(),
-            None if visible is None else visible.cpu(),
-            None if seen is None else seen.cpu(),
-            first,
-        )
+@torch.no_grad()
+def layer_traits(recording: "Recording", layer: Layer, *, item: int = 0, measure: bool = True) -> list[HeadTraits]:
+    """The traits of each recorded head of one layer, in their order.
+
+    Args:
+        recording: whose layer it is; it knows the tokens, and which of them are padding.
+        layer: one of its layers.
+        item: the sequence in the batch.
+        measure: whether to measure what the layer's statistics do not say.
+
+    Memory: linear in the tokens; time, where something is measured: a pass over all pairs.
+    """
+    seen = _seen(recording, layer, item, by_pairs=measure)
+    learned = layer.sinks is not None
+    known = recorded(layer, _statistics(layer, item), seen, learned=learned)
+    if measure:
+        known |= measured(layer, item, seen, known, _marks(recording.texts.get(layer.key_text), item))
+    return head_traits(layer, known, seen, learned=learned)
+
+
+def _marks(text: Sequence[Sequence[str]] | None, item: int) -> Tensor | None:
+    """(keys,), True at special tokens and punctuation; None without tokens."""
+    return torch.tensor(list(map(is_mark, text[item])), dtype=torch.bool) if text and text[item] else None
+
+
+def _statistics(layer: Layer, item: int) -> dict[str, np.ndarray]:
+    """Those of ``READ`` that the layer has, of one sequence; what went to learned sinks may follow from the others."""
+    held = {name: getattr(layer.statistics, name) for name in READ}
+    own = {
+        name: tensor[item] if layer.axes(name)[0] == "batch" else tensor
+        for name, tensor in held.items()
+        if tensor is not None
+    }
+    sink = sink_of(layer, item)
+    return {name: _array(tensor) for name, tensor in (own if sink is None else own | {"sink": sink}).items()}
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """A tensor's numbers as numpy's, which has no bfloat16."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _seen(recording: "Recording", layer: Layer, item: int, *, by_pairs: bool) -> Seen:
+    """Which queries count and what they see, as the masks of all layers say it."""
+    device = _device(layer)
+    queries = torch.from_numpy(kept_queries(layer)).to(device)
+    valid = {name: real.to(device) for name, real in _real_tokens(recording, item).items()}
+    real = torch.ones(len(queries), dtype=torch.bool, device=device)
+    if layer.query_text in valid:
+        tokens = valid[layer.query_text]
+        places = queries + layer.place_of_query(0, len(tokens))
+        inside = places < len(tokens)
+        real = ~inside | tokens[places.where(inside, 0)]
+    keys = hidden_as_padding(layer.mask)
+    keys = valid.get(layer.key_text) if keys is None else sequence_of(keys, item)[0]
+    first = 0 if keys is None or len(keys) != layer.sizes.keys or not len(keys) else int(keys.int().argmax())
+    return Seen.of(layer, real.cpu().numpy(), *_visibility(layer, item, real, by_pairs=by_pairs), first)
 
 
 def _device(layer: Layer) -> torch.device:
@@ -90,7 +124,9 @@ def _real_tokens(recording: "Recording", item: int) -> dict[str, Tensor]:
     return found
 
 
-def _visibility(layer: Layer, item: int, real: Tensor, *, by_pairs: bool) -> tuple[Tensor | None, Tensor | None]:
+def _visibility(
+    layer: Layer, item: int, real: Tensor, *, by_pairs: bool
+) -> tuple[np.ndarray | None, np.ndarray | None]:
     """For each query how many keys it sees, and which keys some real query sees.
 
     Linear where the mask is one range a query; else all pairs are looked at, if that is allowed. Given weights know no
@@ -98,24 +134,23 @@ def _visibility(layer: Layer, item: int, real: Tensor, *, by_pairs: bool) -> tup
     """
     device, keys, count = real.device, layer.sizes.keys, len(real)
     if layer.weights is not None:
-        return _weighty(layer.weights[item], real) if by_pairs else (None, None)
+        return _arrays(_weighty(layer.weights[item], real)) if by_pairs else (None, None)
     if layer.mask is None:
-        some = torch.full((1, keys), bool(real.any()), device=device)
-        return torch.full((1, count), keys, device=device), some
+        whole = np.zeros((1, count), np.int64), np.full((1, count), keys)
+        return seen_in_ranges(*whole, real.cpu().numpy(), keys)
     mask = mask_of(layer, item, layer.mask, device)
     spans = mask.spans(torch.arange(count, device=device), layer.sizes)
     if spans is not None:
-        first, stop = (side[0].clamp(0, keys).expand(-1, count) for side in spans)
-        first, stop = torch.broadcast_tensors(first, torch.maximum(first, stop))
-        # as many ranges are open at a key as have begun by then and not ended
-        turns = torch.zeros(len(first), keys + 1, dtype=torch.int64, device=device)
-        counted = real.long().expand_as(first)
-        turns.scatter_add_(1, first, counted).scatter_add_(1, stop, -counted)
-        return stop - first, turns.cumsum(1)[:, :keys] > 0
+        first, stop = torch.broadcast_tensors(*(side[0].expand(-1, count) for side in spans))
+        return seen_in_ranges(*_arrays((first, stop)), real.cpu().numpy(), keys)
     if by_pairs:
-        return _counted(mask, layer, real)
+        return _arrays(_counted(mask, layer, real))
     recorded = layer.statistics.visible
-    return (None if recorded is None else recorded[item]), None
+    return (None if recorded is None else _array(recorded[item])), None
+
+
+def _arrays(pair: tuple[Tensor, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    return _array(pair[0]), _array(pair[1])
 
 
 def _weighty(weights: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,62 +172,6 @@ def _counted(mask: Mask, layer: Layer, real: Tensor) -> tuple[Tensor, Tensor]:
         visible[:, places] = tile.sum(2)
         seen |= (tile & real[places, None]).any(1)
     return visible, seen
-
-
-def recorded(layer: Layer, item: int, seen: Seen) -> dict[str, Tensor]:
-    """What the layer's statistics say exactly: (heads, queries), or (heads,) and (heads, keys) of sums over queries."""
-    own = {
-        name: (tensor[item] if layer.axes(name)[0] == "batch" else tensor).cpu()
-        for name, tensor in layer.statistics.named().items()
-    }
-    known = {"entropy": own["entropy"]} if "entropy" in own else {}
-    sink = sink_of(layer, item)
-    if sink is not None:
-        known["sink"] = sink.cpu()
-    elif layer.sinks is None:
-        known["sink"] = seen.real.new_zeros(len(layer.heads), len(seen.real), dtype=torch.float64)
-    if seen.first in (chosen := own["column_keys"].tolist() if "columns" in own else []):
-        known["first"] = own["columns"][:, :, chosen.index(seen.first)]
-    # sums over queries hold those that are padding too
-    if not seen.real.all():
-        return known
-    if "received" in own:
-        known["received"] = own["received"]
-    if "offsets" in own and seen.positions is not None:
-        known |= _by_distance(own["offsets"], own["offset_edges"].tolist(), seen, layer.sizes.keys)
-    return known
-
-
-_PLACES = {"previous": 1, "itself": 0, "next": -1}
-"""Distance of the keys at fixed places: query position minus key."""
-
-
-def _by_distance(mass: Tensor, edges: Sequence[int], seen: Seen, keys: int) -> dict[str, Tensor]:
-    """What attention mass in bins of distance, (heads, bins), says exactly about distances."""
-    assert seen.positions is not None  # noqa: S101  without positions there are no distances
-    if not len(seen.positions):
-        return {}
-    least, most = int(seen.positions.min()) - keys + 1, int(seen.positions.max())
-    bins = [(max(low, least), min(high, most + 1)) for low, high in pairwise(edges)]
-    covered = edges[0] <= least and edges[-1] > most
-
-    def between(low: int, high: int) -> Tensor | None:
-        """The mass from one distance up to another; None where the edges do not tell."""
-        low, high = max(low, least), min(high, most + 1)
-        inside = [low <= first and stop <= high for first, stop in bins]
-        apart = [stop <= low or high <= first for first, stop in bins]
-        held = sum(max(0, stop - first) for (first, stop), here in zip(bins, inside, strict=True) if here)
-        if held < high - low or not all(a or b for a, b in zip(inside, apart, strict=True)):
-            return None
-        return mass[:, [place for place, here in enumerate(inside) if here]].sum(1)
-
-    found = {name: between(distance, distance + 1) for name, distance in _PLACES.items()}
-    before, after = between(FAR, most + 1), between(least, 1 - FAR)
-    found["far"] = None if before is None or after is None else before + after
-    if covered and all(stop - first <= 1 for first, stop in bins):
-        distances = torch.tensor([abs(first) for first, _ in bins], dtype=torch.float64, device=mass.device)
-        found["distance"] = mass.double() @ distances
-    return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,21 +206,23 @@ class _AtDistance(RowStatistic):
 
 
 def measured(
-    layer: Layer, item: int, seen: Seen, known: Mapping[str, Tensor], marks: Tensor | None
-) -> dict[str, Tensor]:
+    layer: Layer, item: int, seen: Seen, known: Mapping[str, np.ndarray], marks: Tensor | None
+) -> dict[str, np.ndarray]:
     """What is not known yet, from one pass over all pairs; nothing where a layer holds neither q and k nor weights."""
     own: list[RowStatistic] = []
     if marks is not None:
         own.append(MassOn("delimiters", marks))
     if seen.positions is not None:
-        own += [_AtDistance(name, seen.positions, by) for name, by in _PLACES.items() if name not in known]
+        positions = torch.from_numpy(seen.positions)
+        own += [_AtDistance(name, positions, by) for name, by in PLACES.items() if name not in known]
         factors: dict[str, Callable[[Tensor], Tensor]] = {
             "distance": lambda apart: apart,
             "far": lambda apart: apart >= FAR,
         }
-        own += [_ByDistance(name, seen.positions, factor) for name, factor in factors.items() if name not in known]
+        own += [_ByDistance(name, positions, factor) for name, factor in factors.items() if name not in known]
     if layer.weights is not None:
-        return _of_given(layer.weights[item].cpu(), seen, own)
+        given = _of_given(layer.weights[item].cpu(), seen, own)
+        return {name: _array(tensor) for name, tensor in given.items()}
     if layer.q is None or layer.k is None:
         return {}
     asked = Statistics.only(
@@ -251,10 +232,10 @@ def measured(
         columns=None if "first" in known or not layer.sizes.keys else (seen.first,),
         own=tuple(own),
     )
-    places = seen.real.nonzero()[:, 0]
+    places = torch.from_numpy(np.flatnonzero(seen.real))
     chosen = None if len(places) == len(seen.real) else places.to(layer.q.device)
     _, found = measure(aligned(call_of(layer, item)), asked, queries=chosen)
-    return dict(_spread_out(found, places, len(seen.real)))
+    return {name: _array(tensor) for name, tensor in _spread_out(found, places, len(seen.real))}
 
 
 def _of_given(weights: Tensor, seen: Seen, own: Sequence[RowStatistic]) -> dict[str, Tensor]:

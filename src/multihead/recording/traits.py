@@ -5,27 +5,27 @@ The kinds of heads are those of the literature: the previous and the next token,
 Self-Attention", section 5) and the first token as a sink (Xiao et al. 2024, "Efficient Streaming Language Models with
 Attention Sinks").
 
-Nothing is estimated. What a recording's statistics say exactly is read from them; the rest is measured from q and k in
-one pass a layer and linear memory; what can be neither read nor measured is None.
+Nothing is estimated. What a recording's statistics say exactly is read from them, here; the rest is measured from q and
+k in one pass a layer and linear memory (``trait_sums``); what can be neither read nor measured is None.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields
-from typing import TYPE_CHECKING
+from itertools import pairwise
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from multihead.counting import whole_numbers
-from multihead.recording.layer import Layer
-from multihead.recording.outline import check_item
-from multihead.recording.trait_sums import Seen, measured, recorded
-from multihead.recording.words import is_mark
+from multihead.recording.outline import LayerOutline
 
-if TYPE_CHECKING:
-    from multihead.recording.recording import Recording
+FAR = 32
+"""From this distance on, in tokens, a key is far: farther than most sentences are long."""
+
+PLACES = {"previous": 1, "itself": 0, "next": -1}
+"""Distance of the keys at fixed places: query position minus key."""
+
+READ = ("entropy", "sink", "received", "offsets", "offset_edges", "columns", "column_keys")
+"""The statistics from which traits are read."""
 
 LABELS: tuple[tuple[str, str, float], ...] = (
     ("previous token", "previous", 0.5),
@@ -119,88 +119,160 @@ def _cell(value: object) -> str:
     return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def traits_of(
-    recording: "Recording", *, layers: Sequence[int] | None = None, item: int = 0, measure: bool = True
-) -> Traits:
-    """See :meth:`Recording.traits`."""
-    check_item(item, recording.batch)
-    chosen = recording.layers if layers is None else [recording.layer(one) for one in whole_numbers("layers", layers)]
-    return Traits(traits for layer in chosen for traits in layer_traits(recording, layer, item=item, measure=measure))
+@dataclass(frozen=True)
+class Seen:
+    """Which queries count, and what they see."""
+
+    real: np.ndarray
+    """(queries,), of the recorded queries: False at padding."""
+    positions: np.ndarray | None
+    """(queries,), where they stand among the keys; None where that means nothing."""
+    visible: np.ndarray | None
+    """(heads or 1, queries), how many keys each sees; None where it is not known."""
+    keys: np.ndarray | None
+    """(heads or 1, keys), the keys that some of those that count see; None where it is not known."""
+    first: int
+    """The first key that is no padding."""
+
+    @classmethod
+    def of(
+        cls, layer: LayerOutline, real: np.ndarray, visible: np.ndarray | None, keys: np.ndarray | None, first: int = 0
+    ) -> "Seen":
+        """What a layer's queries see, with their positions."""
+        one_text = layer.query_text == layer.key_text and layer.sizes.offset >= 0
+        positions = kept_queries(layer) + layer.sizes.offset if one_text else None
+        return cls(real, positions, visible, keys, first)
 
 
-@torch.no_grad()
-def layer_traits(recording: "Recording", layer: Layer, *, item: int = 0, measure: bool = True) -> list[HeadTraits]:
-    """The traits of each recorded head of one layer, in their order.
+def kept_queries(layer: LayerOutline) -> np.ndarray:
+    """(queries,), the model's own numbers of those that were recorded."""
+    return np.arange(layer.sizes.queries) if layer.queries is None else np.array(layer.queries, dtype=np.int64)
+
+
+def seen_in_ranges(first: np.ndarray, stop: np.ndarray, real: np.ndarray, keys: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many keys each query sees, and which keys some real query sees, where each sees one range.
 
     Args:
-        recording: whose layer it is; it knows the tokens, and which of them are padding.
-        layer: one of its layers.
-        item: the sequence in the batch.
-        measure: whether to measure what the layer's statistics do not say.
-
-    Memory: linear in the tokens; time, where something is measured: a pass over all pairs.
+        first: (heads or 1, queries), where the ranges begin.
+        stop: the same, where they end.
+        real: (queries,), the queries that count.
+        keys: how many keys there are.
     """
-    seen = Seen.of(recording, layer, item, by_pairs=measure)
-    known = recorded(layer, item, seen)
-    if measure:
-        known |= measured(layer, item, seen, known, _marks(recording.texts.get(layer.key_text), item))
-    columns = {name: _numbers(values) for name, values in _means(known, seen, layer).items()}
+    first, stop = (side.clip(0, keys) for side in (first, np.maximum(first, stop)))
+    # as many ranges are open at a key as have begun by then and not ended
+    turns = [
+        np.bincount(begins[real], minlength=keys + 1) - np.bincount(ends[real], minlength=keys + 1)
+        for begins, ends in zip(first, stop, strict=True)
+    ]
+    return stop - first, np.cumsum(turns, axis=1)[:, :keys] > 0
+
+
+def recorded(layer: LayerOutline, own: Mapping[str, np.ndarray], seen: Seen, *, learned: bool) -> dict[str, np.ndarray]:
+    """What the layer's statistics say exactly: (heads, queries), or (heads,) and (heads, keys) of sums over queries.
+
+    Args:
+        layer: the layer.
+        own: those of ``READ`` that were recorded, of one sequence.
+        seen: which queries count.
+        learned: whether the layer has learned sinks.
+    """
+    known = {name: own[name] for name in ("entropy", "sink") if name in own}
+    if not learned:
+        known.setdefault("sink", np.zeros((len(layer.heads), len(seen.real))))
+    if seen.first in (chosen := own["column_keys"].tolist() if "columns" in own else []):
+        known["first"] = own["columns"][:, :, chosen.index(seen.first)]
+    # sums over queries hold those that are padding too
+    if not seen.real.all():
+        return known
+    if "received" in own:
+        known["received"] = own["received"]
+    if "offsets" in own and seen.positions is not None:
+        known |= _by_distance(own["offsets"], own["offset_edges"].tolist(), seen.positions, layer.sizes.keys)
+    return known
+
+
+def _by_distance(mass: np.ndarray, edges: Sequence[int], positions: np.ndarray, keys: int) -> dict[str, np.ndarray]:
+    """What attention mass in bins of distance, (heads, bins), says exactly about distances."""
+    if not len(positions):
+        return {}
+    mass = mass.astype(np.float64)
+    least, most = int(positions.min()) - keys + 1, int(positions.max())
+    bins = [(max(low, least), min(high, most + 1)) for low, high in pairwise(edges)]
+    covered = edges[0] <= least and edges[-1] > most
+
+    def between(low: int, high: int) -> np.ndarray | None:
+        """The mass from one distance up to another; None where the edges do not tell."""
+        low, high = max(low, least), min(high, most + 1)
+        inside = [low <= first and stop <= high for first, stop in bins]
+        apart = [stop <= low or high <= first for first, stop in bins]
+        held = sum(max(0, stop - first) for (first, stop), here in zip(bins, inside, strict=True) if here)
+        if held < high - low or not all(a or b for a, b in zip(inside, apart, strict=True)):
+            return None
+        return mass[:, [place for place, here in enumerate(inside) if here]].sum(1)
+
+    found = {name: between(distance, distance + 1) for name, distance in PLACES.items()}
+    before, after = between(FAR, most + 1), between(least, 1 - FAR)
+    found["far"] = None if before is None or after is None else before + after
+    if covered and all(stop - first <= 1 for first, stop in bins):
+        found["distance"] = mass @ np.array([abs(first) for first, _ in bins], dtype=np.float64)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def head_traits(layer: LayerOutline, known: Mapping[str, np.ndarray], seen: Seen, *, learned: bool) -> list[HeadTraits]:
+    """The traits of a layer's heads, of what is known of them: as :func:`recorded` gives it, and what was measured."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        columns = {name: _numbers(values) for name, values in _means(known, seen, layer, learned=learned).items()}
     return [
         HeadTraits(layer=layer.index, head=head, **{name: column[place] for name, column in columns.items()})
         for place, head in enumerate(layer.heads)
     ]
 
 
-def _marks(text: Sequence[Sequence[str]] | None, item: int) -> Tensor | None:
-    """(keys,), True at special tokens and punctuation; None without tokens."""
-    return torch.tensor(list(map(is_mark, text[item])), dtype=torch.bool) if text and text[item] else None
-
-
-def _numbers(values: Tensor) -> list[float | None]:
+def _numbers(values: np.ndarray) -> list[float | None]:
     return [None if math.isnan(value) else value for value in values.tolist()]
 
 
-def _means(known: Mapping[str, Tensor], seen: Seen, layer: Layer) -> dict[str, Tensor]:
+def _means(known: Mapping[str, np.ndarray], seen: Seen, layer: LayerOutline, *, learned: bool) -> dict[str, np.ndarray]:
     """Each trait of each head, (heads,) in float64, NaN where it is not known."""
-    found: dict[str, Tensor] = {}
+    found: dict[str, np.ndarray] = {}
     if seen.visible is None:
         return found
     heads = len(layer.heads)
-    counted = (seen.real & (seen.visible > 0)).expand(heads, -1)
-    count = counted.sum(1).double()
+    counted = np.broadcast_to(seen.real & (seen.visible > 0), (heads, len(seen.real)))
+    count = counted.sum(1)
     for name, values in known.items():
         if name == "received":
             found["concentration"] = _gini(values, seen, heads)
         else:
-            total = values.double() if values.ndim == 1 else values.double().masked_fill(~counted, 0.0).sum(1)
+            total = values if values.ndim == 1 else np.where(counted, values.astype(np.float64), 0.0).sum(1)
             found[name] = total / count
-    learned = found.pop("sink", None)
-    if learned is not None and "first" in found:
-        found["sink"] = learned + found["first"]
+    sink = found.pop("sink", None)
+    if sink is not None and "first" in found:
+        found["sink"] = sink + found["first"]
     if "entropy" in known:
-        outcomes = seen.visible if layer.sinks is None else seen.visible + 1
+        outcomes = seen.visible + 1 if learned else seen.visible
         found["spread"] = _spread(known["entropy"], counted, outcomes)
     return found
 
 
-def _spread(entropy: Tensor, counted: Tensor, outcomes: Tensor) -> Tensor:
+def _spread(entropy: np.ndarray, counted: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
     """Mean of entropy over its largest, of the queries with at least two outcomes."""
     choosing = counted & (outcomes > 1)
-    shares = entropy.double() / outcomes.clamp_min(2).double().log()
-    return shares.masked_fill(~choosing, 0.0).sum(1) / choosing.sum(1)
+    shares = entropy.astype(np.float64) / np.log(np.maximum(outcomes, 2))
+    return np.where(choosing, shares, 0.0).sum(1) / choosing.sum(1)
 
 
-def _gini(received: Tensor, seen: Seen, heads: int) -> Tensor:
+def _gini(received: np.ndarray, seen: Seen, heads: int) -> np.ndarray:
     """Half the mean difference of two keys over their mean (Gini 1912), of the keys that are seen.
 
     With x in ascending order and m of them: Σᵢ (2i - m - 1) xᵢ / (m Σ xᵢ), i from 1.
     """
     if seen.keys is None:
-        return received.new_full((heads,), torch.nan, dtype=torch.float64)
-    here = seen.keys.expand(heads, -1)
-    # keys that nobody sees stand before the others, with rank and value 0; torch sorts several times as slowly
-    x = torch.from_numpy(np.sort(received.masked_fill(~here, -1.0).numpy(), axis=1)).double()
-    m = here.sum(1, keepdim=True).double()
-    rank = torch.arange(1, x.shape[1] + 1) - (x.shape[1] - m)
-    x = x.clamp_min(0.0)
+        return np.full(heads, np.nan)
+    here = np.broadcast_to(seen.keys, (heads, seen.keys.shape[1]))
+    # keys that nobody sees stand before the others, with rank and value 0
+    x = np.sort(np.where(here, received, -1.0), axis=1).astype(np.float64)
+    m = here.sum(1, keepdims=True).astype(np.float64)
+    rank = np.arange(1, x.shape[1] + 1) - (x.shape[1] - m)
+    x = x.clip(min=0.0)
     return ((2 * rank - m - 1) * x).sum(1) / (m[:, 0] * x.sum(1))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from multihead.recording import HeadTraits, Layer, Recording
-from multihead.recording.traits import layer_traits
+from multihead.recording.trait_sums import layer_traits
 
 MEASURED_PAIRS = 1 << 29
 """Pairs of a query and a key, over all layers and heads, that are looked at while someone waits: a few seconds."""
