@@ -30,6 +30,7 @@ LEVELS = {
     "functional": 5,
     "layer": 5,
     "recording": 5,
+    "front": 6,
     "torch_compat": 6,
     "models": 6,
     "lens": 6,

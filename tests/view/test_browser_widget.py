@@ -12,7 +12,7 @@ import torch
 
 from multihead import masks
 from multihead.recording import Recording
-from multihead.view.document import Data
+from multihead.view.entries import Data
 from multihead.view.notebook import Answers
 from multihead.view.page import html_of, page
 from multihead.view.served import Served

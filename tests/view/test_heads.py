@@ -11,8 +11,9 @@ from rich.console import Console
 
 from multihead import masks
 from multihead.core import Statistics
+from multihead.front.document import NUMBERS
 from multihead.recording.traits import label
-from multihead.view.heads import NUMBERS, described, head_kinds, quick_traits
+from multihead.view.heads import described, head_kinds, quick_traits
 from multihead.view.page import page
 from multihead.view.terminal import links_table, summary
 from tests.view.made import layer_of, made_call, recording_of

@@ -17,7 +17,7 @@ import torch
 from multihead import load, masks
 from multihead.recording import Layer, Recording
 from multihead.view import notebook
-from multihead.view.document import Data
+from multihead.view.entries import Data
 from multihead.view.notebook import Answers, shown_in_notebook, widget
 from multihead.view.page import html_of, page
 from multihead.view.served import Served

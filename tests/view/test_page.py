@@ -13,11 +13,12 @@ import torch
 from multihead import masks
 from multihead.core import Statistics
 from multihead.errors import RecordingError
+from multihead.front.document import CELLS
 from multihead.masks import Mask
 from multihead.recording import Recording
 from multihead.view import page as page_of
 from multihead.view import write_page
-from multihead.view.document import CELLS, NOISE, PLAIN, Data, sevens
+from multihead.view.entries import NOISE, PLAIN, Data, sevens
 from multihead.view.page import bundle, json_in_html
 from tests.view.made import layer_of, made_call, recording_of, true_weights
 from tests.view.reader import Elements, Page
@@ -397,9 +398,10 @@ def test_a_missing_bundle_is_said(monkeypatch, tmp_path):
 
 
 def test_a_bundle_that_would_end_its_element_is_refused(monkeypatch, tmp_path):
-    (tmp_path / "static").mkdir()
-    (tmp_path / "static" / "multihead.js").write_text('"</SCRIPT>"')
-    (tmp_path / "static" / "multihead.css").write_text("")
+    static = tmp_path / "view" / "static"
+    static.mkdir(parents=True)
+    (static / "multihead.js").write_text('"</SCRIPT>"')
+    (static / "multihead.css").write_text("")
     monkeypatch.setattr(importlib.resources, "files", lambda _: tmp_path)
     with pytest.raises(RuntimeError, match=r"multihead.js holds </script, which would end its element"):
         bundle()

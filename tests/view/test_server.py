@@ -20,6 +20,7 @@ from multihead import cli, masks
 from multihead.cli.serving import is_surely_too_large
 from multihead.core import Measurements, Statistics, reference
 from multihead.errors import RecordingError, SourceError
+from multihead.front import opening as front_opening
 from multihead.kernels import measure
 from multihead.recording import load, maps
 from multihead.recording.maps import LayerMap
@@ -444,8 +445,8 @@ def test_a_sample_stands_for_an_overview_that_takes_too_long(monkeypatch):
 
 
 def test_of_a_large_recording_little_is_read_at_the_start(saved, monkeypatch):
-    monkeypatch.setattr(served, "EAGER_ROWS", 100)
-    monkeypatch.setattr(served, "described", partial(served.described, most=0))
+    monkeypatch.setattr(front_opening, "EAGER_ROWS", 100)
+    monkeypatch.setattr(served, "quick_traits", partial(served.quick_traits, most=0))
     layers = (layer_of(SELF, statistics=Statistics(blocks=(16, 16))),)
     replace(made_recording(), layers=layers).save(saved)
     recording = load(saved)

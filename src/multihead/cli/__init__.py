@@ -117,7 +117,7 @@ def view(
         source = Source(text, file, model, layers, heads, target, truncate=truncate, save=save, image=image)
         check_apart({"--output": path, "--save": save, "--file": file, "--image": image, "TEXT": source.saved})
         if source.saved is not None and output is None and (serve or is_surely_too_large(source.saved)):
-            door.serve(source.saved, lambda recording: source.token(token, recording))
+            door.serve(source.saved, None if token is None else lambda recording: source.token(token, recording))
             return
         with busy() as say:
             recording = source.recording(say, maps=serve or save is not None)

@@ -1,5 +1,6 @@
 """Serving a recording to a browser, with the address printed before torch is there."""
 
+import gc
 import json
 import math
 from pathlib import Path
@@ -13,6 +14,7 @@ from multihead.web import EXPOSED, Site
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from multihead.front.front import Front
     from multihead.recording import Recording
     from multihead.view.pictures import Pictures
     from multihead.view.served import Served
@@ -39,14 +41,14 @@ class Door:
     def serve(
         self,
         source: "Recording | Path",
-        token: "Callable[[Recording], str | int | None]",
+        token: "Callable[[Recording], str | int | None] | None",
         pictures: "Pictures | None" = None,
     ) -> None:
         """Print the address and serve until interrupted.
 
         Args:
             source: a recording, or the file of one.
-            token: what the page opens with, once the recording is open.
+            token: what the page opens with, once the recording is open; None: what is likely.
             pictures: of its texts that are no words.
 
         Raises:
@@ -54,12 +56,16 @@ class Door:
             RecordingError, ValueError: there is nothing to show.
         """
 
-        def opening() -> "Served":
-            from multihead.view.server import opened
+        def first() -> "Front | None":
+            from multihead.front.front import front_of
 
-            return opened(source, token=token, pictures=pictures)
+            # a token is looked for in the open recording
+            return front_of(source) if isinstance(source, Path) and token is None else None
 
-        site = Site(opening, host=self._host, port=self._port)
+        def opening(front: "Front | None" = None) -> "Served":
+            return _opener()(source, token=token, pictures=pictures, front=front)
+
+        site = Site(opening, first=first, host=self._host, port=self._port)
         if site.exposed:
             typer.echo(f"multihead: {EXPOSED}", err=True)
         typer.echo(site.url)
@@ -68,6 +74,22 @@ class Door:
 
             webbrowser.open(site.url)
         site.run()
+
+
+def _opener() -> "Callable[..., Served]":
+    """What opens a recording with torch, which is imported here.
+
+    The garbage collector rests meanwhile. It would look through all the modules again and again, and find nothing:
+    1.65 s instead of 2.1 s.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        from multihead.view.server import opened
+    finally:
+        if collects:
+            gc.enable()
+    return opened
 
 
 def is_surely_too_large(path: Path) -> bool:

@@ -8,10 +8,11 @@ import numpy as np
 from multihead.conventions import in_words, nearest
 from multihead.counting import whole_numbers
 from multihead.errors import RecordingError, SourceError
+from multihead.front.opening import asking_text, likely_token
 from multihead.recording import Layer, Link, Recording
 from multihead.recording.outline import check_item, numbers
 from multihead.recording.query import token_at, weights
-from multihead.view.opening import asking_text, likely_token, telling_link
+from multihead.view.opening import telling_link
 
 _LINKS = 400
 _BAND = 1 << 22

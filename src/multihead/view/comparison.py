@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 
 from multihead.files import written_whole
+from multihead.front.document import Node, document_of, texts_of
 from multihead.recording import Recording
 from multihead.view.codec import ACCURACY
-from multihead.view.document import Data, Node, document_of, texts_of
+from multihead.view.entries import Data
 from multihead.view.opening import start as opening
 from multihead.view.page import check_shown, check_size, html_of, layers_of
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from multihead.front.document import texts_of
 from multihead.recording import Recording
 from multihead.recording.query import token_at, weights
 from multihead.recording.words import cleaned, shown
@@ -31,7 +32,7 @@ from multihead.view.asked import (
     one_of,
     pooled,
 )
-from multihead.view.document import overview, texts_of
+from multihead.view.entries import overview
 
 if TYPE_CHECKING:
     from multihead.view.drawing.maps import Side
@@ -125,7 +126,7 @@ def _heads(recording: Recording, asked: Asked, look: "Look") -> "AttentionFigure
     several = len({name for layer in recording.layers for name in (layer.query_text, layer.key_text)}) > 1
     rows = []
     for layer, heads in layers_and_heads(recording, asked):
-        means = overview(layer, asked.item)[[layer.heads.index(head) for head in heads]].numpy()
+        means = overview(layer, asked.item)[[layer.heads.index(head) for head in heads]]
         kind = f"{shown(layer.query_text)} → {shown(layer.key_text)}" if several else ""
         rows.append(Row(layer.index, kind, heads, finite(means, layer)))
     return draw_heads(rows, look)

@@ -2,14 +2,10 @@
 
 from collections.abc import Sequence
 
+from multihead.front.document import with_traits
+from multihead.front.front import MEASURED_PAIRS
 from multihead.recording import HeadTraits, Layer, Recording
 from multihead.recording.trait_sums import layer_traits
-
-MEASURED_PAIRS = 1 << 29
-"""Pairs of a query and a key, over all layers and heads, that are looked at while someone waits: a few seconds."""
-
-NUMBERS = ("entropy", "distance", "sink", "concentration")
-"""The traits by which the page puts heads in order, as :class:`multihead.recording.HeadTraits` names them."""
 
 
 def described(
@@ -23,9 +19,7 @@ def described(
         item: the sequence of the batch.
         most: as for :func:`quick_traits`.
     """
-    found = quick_traits(recording, item, most=most)
-    nodes = [{name: [getattr(one, name) for one in heads] for name in ("label", *NUMBERS)} for heads in found]
-    return [{**entry, "traits": node} for entry, node in zip(entries, nodes, strict=True)]
+    return with_traits(entries, quick_traits(recording, item, most=most))
 
 
 def quick_traits(recording: Recording, item: int, *, most: int = MEASURED_PAIRS) -> list[list[HeadTraits]]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from multihead.counting import whole
 from multihead.errors import RecordingError, SourceError
 from multihead.recording import Recording
-from multihead.view.document import Data
+from multihead.view.entries import Data
 from multihead.view.page import fits, html_of, page
 from multihead.view.pictures import Pictures
 from multihead.view.served import Served

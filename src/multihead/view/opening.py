@@ -1,48 +1,16 @@
-"""What to show first: of a recording, a token; of a token, the link that tells most."""
+"""What to show first: of a token, the link that tells most."""
 
 from collections.abc import Sequence
 
 from multihead.conventions import in_words
 from multihead.errors import RecordingError, SourceError
+from multihead.front.opening import asking_text, likely_token
 from multihead.recording import Link, Recording
-from multihead.recording.words import is_mark, joined, words_of
+from multihead.recording.words import is_mark
 
 _NEAR = 2
 _FAINT = 0.1
 _LINKS = 400
-_LOOKED = 2_000
-
-
-def likely_token(recording: Recording, item: int = 0) -> int:
-    """The position of a token worth looking at in the text that is asked about: the longest word, the first of several.
-
-    Of a text of more than 2,000 tokens the first as many that were recorded are looked through.
-
-    Raises:
-        SourceError: the recording holds no layer.
-    """
-    name = asking_text(recording)
-    layer = next(layer for layer in reversed(recording.layers) if layer.query_text == name)
-    tokens = recording.texts[name][item] if name in recording.texts else []
-    kept = range(layer.sizes.queries) if layer.queries is None else frozenset(layer.queries)
-    before = layer.place_of_query(0, len(tokens) or layer.sizes.queries)
-    first = before + min(kept) if kept else 0
-    begin = first if len(tokens) > _LOOKED else 0
-    looked = tokens[begin : begin + _LOOKED]
-    words = [word for word in words_of(looked) if begin + word[0] - before in kept and not is_mark(looked[word[0]])]
-    longest = max(words, key=lambda word: len(joined(looked, word)), default=None)
-    return first if longest is None else begin + longest[0]
-
-
-def asking_text(recording: Recording) -> str:
-    """The text whose tokens ask: that of the first layer's queries, of the last layer's in an encoder-decoder model.
-
-    Raises:
-        SourceError: the recording holds no layer.
-    """
-    if not recording.layers:
-        raise SourceError("the recording holds no layer, so there is nothing to show.")
-    return recording.layers[-1].query_text
 
 
 def telling_link(links: Sequence[Link], recording: Recording) -> Link | None:

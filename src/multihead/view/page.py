@@ -1,21 +1,20 @@
 """The page: one HTML file that shows a recording offline. ``docs/page-format.md`` is the contract with the viewer."""
 
 import base64
-import html
-import json
 import math
 import os
 import zlib
 from collections.abc import Mapping
 from contextlib import closing
-from importlib import resources
 from pathlib import Path
 
 from multihead.files import written_whole
+from multihead.front.document import Node, document_of, placement, texts_of
+from multihead.front.html import bundle, json_in_html, static, title_in_html
 from multihead.recording import Layer, Recording
 from multihead.recording.whole import check_recomputes
 from multihead.view.codec import ACCURACY, Encoded, encode_all
-from multihead.view.document import Data, Node, document_of, layer_entry, placement, sevens, texts_of
+from multihead.view.entries import Data, layer_entry, sevens
 from multihead.view.heads import described
 from multihead.view.opening import start as opening
 from multihead.view.pictures import Pictures, first_token, named, nodes
@@ -168,52 +167,6 @@ def write_page(
     with written_whole(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
     return Path(path)
-
-
-def json_in_html(value: object) -> str:
-    r"""JSON that may stand in a script element: no token can end it, and NaN and inf are refused.
-
-    >>> print(json_in_html(["</script>"]))
-    ["\u003c/script\u003e"]
-    """
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
-
-
-def title_in_html(document: Mapping[str, object]) -> str:
-    """A document's title as the text of an element."""
-    # a lone surrogate cannot be written as UTF-8; in the document it is an escape
-    return html.escape(str(document["title"]).encode("utf-8", "replace").decode("utf-8"))
-
-
-def bundle() -> tuple[str, str]:
-    """The viewer's script and style.
-
-    Raises:
-        FileNotFoundError: this installation has none.
-    """
-    return static("multihead.js"), static("multihead.css")
-
-
-def static(name: str) -> str:
-    """One of the viewer's files.
-
-    Raises:
-        FileNotFoundError: this installation lacks it.
-    """
-    file = resources.files("multihead.view").joinpath("static", name)
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"the viewer's {name} is missing from this installation: "
-            "in a checkout run `npm ci && npm run build` in viewer/."
-        )
-    text = file.read_text(encoding="utf-8")
-    element = "style" if name.endswith(".css") else "script"
-    if f"</{element}" in text.lower():
-        raise RuntimeError(f"{name} holds </{element}, which would end its element in the page.")
-    return text
 
 
 def check_shown(recording: Recording, item: int) -> None:

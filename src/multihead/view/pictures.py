@@ -11,9 +11,9 @@ from typing import Any
 
 from multihead.conventions import in_words
 from multihead.counting import whole, whole_numbers
+from multihead.front.document import texts_of
 from multihead.pixels import as_address, as_picture, as_spectrogram, frame_names, patch_names
 from multihead.recording import Recording
-from multihead.view.document import texts_of
 
 __all__ = ["Frames", "Picture", "Pictures", "first_token", "named", "nodes"]
 

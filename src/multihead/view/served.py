@@ -15,25 +15,18 @@ import torch
 from torch import Tensor
 
 from multihead.errors import RecordingError
+from multihead.front.document import CELLS, Node, placement, texts_of
+from multihead.front.front import Front, served_document
+from multihead.front.opening import opens_by_text, start_by_text
 from multihead.kernels.collectors import largest
 from multihead.recording import Layer, Recording
 from multihead.recording.maps import LayerMap
 from multihead.recording.outline import check_item
 from multihead.recording.query import weights
 from multihead.recording.whole import Pause
-from multihead.view.document import (
-    CELLS,
-    Node,
-    document_of,
-    overview,
-    placement,
-    sampled_overview,
-    served_entry,
-    texts_of,
-)
-from multihead.view.heads import described
-from multihead.view.opening import asking_text, likely_token, start
-from multihead.view.page import bundle, json_in_html, title_in_html
+from multihead.view.entries import overview, sampled_overview
+from multihead.view.heads import quick_traits
+from multihead.view.opening import start
 from multihead.view.parameters import Parameters
 from multihead.view.pictures import Pictures, first_token, named, nodes
 from multihead.web import Answer, Lane, Memory, Refusal, Watched
@@ -44,33 +37,11 @@ CACHE_BYTES = 256 << 20
 OVERVIEW_WEIGHTS = 1 << 29
 """Weights that overviews may take at the start, a few seconds' worth; beyond, some queries stand for all."""
 
-EAGER_ROWS = 1 << 20
-"""Queries and keys of all heads, up to which they are read at the start to find what tells most: some 256 MB."""
-
 TILE_WORKERS = 2
 """Tiles that are computed at once; a page asks for several."""
 
 ANSWER_BYTES = 1 << 26
 """Bytes of the largest answer."""
-
-_SHELL = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<link rel="icon" href="data:,">
-<link rel="stylesheet" href="multihead.css">
-</head>
-<body>
-<div id="multihead"></div>
-<noscript>This page draws what its server computes, so it needs JavaScript.</noscript>
-<script type="application/json" id="multihead-document">{document}</script>
-<script src="multihead.js"></script>
-</body>
-</html>
-"""
 
 
 class Served:
@@ -84,6 +55,7 @@ class Served:
         watched: the files that must stay as they are.
         pictures: as for :func:`multihead.view.page.page`.
         kind: whom the page asks for its numbers: this ``server``, or the notebook whose ``frame`` it is in.
+        front: the page, where it was made before; None: it is made here.
 
     Raises:
         ValueError: the recording holds no layer, or its texts or pictures do not fit.
@@ -102,19 +74,21 @@ class Served:
         watched: Sequence[Watched] = (),
         pictures: Pictures | None = None,
         kind: Literal["server", "frame"] = "server",
+        front: Front | None = None,
     ) -> None:
         if not recording.layers:
             raise ValueError("the recording holds no layer, so there is nothing to show: observe at least one.")
         for layer in recording.layers:
             check_item(item, layer.sizes.batch)
-        recording, self._pictures = named(recording, pictures, item), nodes(pictures)
-        self.recording, self.item, self.watched = recording, item, tuple(watched)
+        recording = named(recording, pictures, item)
+        self.recording, self.item = recording, item
         self.maps = [LayerMap(layer, item) for layer in recording.layers]
         self.texts = texts_of(recording, item)
         self.places = [_places(layer, self.texts) for layer in recording.layers]
-        self._opening = _opening(recording, item, first_token(recording, pictures)) if opening is None else opening
-        self.document = self._described(title, kind)
-        self._page = _SHELL.format(title=title_in_html(self.document), document=json_in_html(self.document)).encode()
+        if front is None:
+            chosen = _opening(recording, item, first_token(recording, pictures)) if opening is None else opening
+            front = Front(self._described(title, kind, chosen, nodes(pictures)), watched)
+        self.front = front
         memory = Memory(CACHE_BYTES)
         # a core for each piece of work: threads of one operation that wait for each other lose all on a busy machine
         begin = partial(_on_cores, 1, torch.get_num_threads())
@@ -124,7 +98,14 @@ class Served:
             Lane(finishes=True, begin=begin),
         )
 
-    def _described(self, title: str | None, kind: str) -> Node:
+    @property
+    def document(self) -> Node:
+        """Of the page."""
+        return self.front.document
+
+    def _described(
+        self, title: str | None, kind: str, opening: Mapping[str, object], pictures: Mapping[str, Node]
+    ) -> Node:
         """The document of the page."""
         layers = self.recording.layers
         pairs = sum(_pairs(layer) for layer in layers if layer.statistics.blocks is None)
@@ -133,20 +114,19 @@ class Served:
             per_row = sum(_pairs(layer) // max(1, layer.query_count) for layer in layers)
             rows = max(1, OVERVIEW_WEIGHTS // (per_row * CELLS))
             told["overview measured on"] = f"at most {rows * CELLS} queries of each head"
-        entries = [served_entry(layer, self._overview(layer, rows), self.texts) for layer in layers]
-        return document_of(
+        return served_document(
             self.recording,
-            described(entries, self.recording, self.item),
-            texts=self.texts,
+            [self._overview(layer, rows) for layer in layers],
+            quick_traits(self.recording, self.item),
+            item=self.item,
             title=title,
-            start=self._opening,
-            accuracy=0.0,
-            source={"kind": kind},
+            start=opening,
+            kind=kind,
             told=told,
-            pictures=self._pictures,
+            pictures=pictures,
         )
 
-    def _overview(self, layer: Layer, rows: int | None) -> Tensor:
+    def _overview(self, layer: Layer, rows: int | None) -> np.ndarray:
         if layer.statistics.blocks is not None or rows is None or rows * CELLS >= layer.query_count:
             return overview(layer, self.item)
         return sampled_overview(layer, self.item, rows)
@@ -158,15 +138,11 @@ class Served:
             Refusal: there is none, with the status and the sentence that say why.
             Stopped: the client has left.
         """
-        self._check()
+        found = self.front.answer(name)
+        if found is not None:
+            return found
         try:
             match name:
-                case "":
-                    return Answer(self._page, "text/html; charset=utf-8")
-                case "multihead.js":
-                    return Answer(bundle()[0].encode(), "text/javascript; charset=utf-8")
-                case "multihead.css":
-                    return Answer(bundle()[1].encode(), "text/css; charset=utf-8")
                 case "tile":
                     return Answer(await self._tile(Parameters(parameters), gone))
                 case "row" | "column":
@@ -182,16 +158,10 @@ class Served:
         for lane in (self._tiles, self._lines, self._blocks):
             lane.close()
 
-    def _check(self) -> None:
-        """Raise a refusal where a file is not what it was: what is mapped from it may be gone."""
-        for file in self.watched:
-            if not file.same():
-                raise Refusal(409, f"{file.path.name} has been changed since it was opened: open it again.")
-
     def _pausing(self, pause: Pause) -> Pause:
         def between_pieces() -> None:
             pause()
-            self._check()
+            self.front.check()
 
         return between_pieces
 
@@ -334,8 +304,4 @@ def _row_at(positions: np.ndarray, position: int) -> int | None:
 
 def _opening(recording: Recording, item: int, token: int | None) -> dict[str, object]:
     """What the page opens with; of a large recording no more than its text is read for it."""
-    rows = sum(len(layer.heads) * (layer.query_count + layer.sizes.keys) for layer in recording.layers)
-    if rows <= EAGER_ROWS:
-        return start(recording, token, item=item)
-    chosen = likely_token(recording, item) if token is None else token
-    return {"text": list(texts_of(recording, item)).index(asking_text(recording)), "token": chosen}
+    return start_by_text(recording, item, token) if opens_by_text(recording) else start(recording, token, item=item)

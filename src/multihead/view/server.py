@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from multihead.errors import RecordingError
+from multihead.front.front import Front
 from multihead.recording import Recording, load
 from multihead.recording.stored import StoredLayer
 from multihead.view.opening import start
@@ -24,6 +25,7 @@ def opened(
     title: str | None = None,
     token: Callable[[Recording], str | int | None] | None = None,
     pictures: Pictures | None = None,
+    front: Front | None = None,
 ) -> Served:
     """A recording, or the file of one, as what a site serves.
 
@@ -33,6 +35,7 @@ def opened(
         title: the page's; None: the model's name.
         token: from the recording to the token that the page opens with, or to None for a likely one.
         pictures: as for :func:`multihead.view.page.page`.
+        front: the page of the file, where it was made before.
 
     Raises:
         RecordingError, ValueError: as :func:`multihead.load` and :class:`Served`.
@@ -41,12 +44,12 @@ def opened(
     if isinstance(source, Recording):
         recording, watched = source, files_of(source)
     else:
-        watched = [Watched.of(Path(source))]
+        watched = [Watched.of(Path(source))] if front is None else front.watched
         recording = load(source)
     recording = named(recording, pictures, item)
     chosen = None if token is None else token(recording)
     opening = None if chosen is None else start(recording, chosen, item=item)
-    served = Served(recording, item=item, title=title, opening=opening, watched=watched, pictures=pictures)
+    served = Served(recording, item=item, title=title, opening=opening, watched=watched, pictures=pictures, front=front)
     if not all(file.same() for file in watched):
         raise RecordingError(f"{watched[0].path} was changed while it was opened: try again.")
     return served

@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from multihead.errors import MultiheadError, RecordingError, SourceError
+from multihead.front.opening import asking_text
 from multihead.recording import Link, Recording
 from multihead.recording.words import cleaned, is_mark, shown, words_of
 from multihead.view.heads import head_kinds
-from multihead.view.opening import asking_text, telling_link
+from multihead.view.opening import telling_link
 
 __all__ = ["bar", "links_table", "shaded", "summary"]
 

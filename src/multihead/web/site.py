@@ -60,11 +60,25 @@ class Content(Protocol):
         ...
 
 
+class Front(Protocol):
+    """What answers some requests already, before all that answers is open."""
+
+    def answer(self, name: str) -> Answer | None:
+        """The answer to a request for ``name``; None where it has to wait.
+
+        Raises:
+            Refusal: there is none.
+        """
+        ...
+
+
 class Site:
     """One address on this machine, bound when it is made, and what is served there.
 
     Args:
-        opening: opens what answers; called in a thread once the site runs, so that the address is there before.
+        opening: opens what answers; called in a thread once the site runs, so that the address is there before. Where
+            there is a ``first``, it is given what that gave.
+        first: called before, in the same thread: opens what answers until all is open, or gives None.
         host: an address of this machine; ``0.0.0.0`` for all of them.
         port: 0 for a free one.
 
@@ -72,15 +86,24 @@ class Site:
         SourceError: starlette and uvicorn are missing, the port is taken, or the host is none of this machine's.
     """
 
-    def __init__(self, opening: Callable[[], Content], *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        opening: Callable[..., Content],
+        *,
+        first: Callable[[], Front | None] | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+    ) -> None:
         _require_libraries()
-        self._opening = opening
+        self._opening, self._first = opening, first
         self._socket = _bound(host, port)
         self.host, self.port = host, self._socket.getsockname()[1]
         self._secret = secrets.token_urlsafe(24)
         self.url = f"http://{in_url('localhost' if is_wildcard(host) else host)}:{self.port}/{self._secret}/"
+        self._front: Front | None = None
         self._content: Content | None = None
         self._error: BaseException | None = None
+        self._begun: asyncio.Event | None = None
         self._opened: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -142,44 +165,75 @@ class Site:
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Begin to open what answers."""
-        self._opened, self._loop = asyncio.Event(), asyncio.get_running_loop()
+        self._begun, self._opened, self._loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._open, daemon=True)
         self._thread.start()
         yield
 
     def _open(self) -> None:
+        assert self._begun is not None and self._opened is not None  # noqa: S101, PT018
         try:
-            self._content = self._opening()
+            if self._first is None:
+                self._content = self._opening()
+            else:
+                self._front = self._first()
+                self._tell(self._begun)
+                self._content = self._opening(self._front)
         except BaseException as error:  # noqa: BLE001  run() raises it
             self._error = error
-        assert self._loop is not None and self._opened is not None  # noqa: S101, PT018
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._opened.set)
+        self._tell(self._begun)
+        self._tell(self._opened)
         if self._error is not None and self._server is not None:
             self._server.should_exit = True
+
+    def _tell(self, event: asyncio.Event) -> None:
+        """Let those go on who wait for an event, from another thread than theirs."""
+        assert self._loop is not None  # noqa: S101  made when the app starts
+        # the loop may be gone, and with it all who waited
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(event.set)
 
     async def answer(self, request: "Request") -> "Response":
         """Answer a request that the guard let through."""
         from starlette.responses import JSONResponse, Response
 
         try:
-            content = await self._ready(request)
-            parameters = _parameters(request)
-            found = await content.answer(request.path_params["name"], parameters, request.is_disconnected)
+            name = request.path_params["name"]
+            found = await self._early(name, request)
+            if found is None:
+                content = await self._ready(request)
+                found = await content.answer(name, _parameters(request), request.is_disconnected)
         except Refusal as refused:
             return JSONResponse({"error": refused.sentence}, refused.status)
         except Stopped:
             return JSONResponse({"error": "The server is ending."}, 503)
         return Response(found.body, media_type=found.kind)
 
+    async def _early(self, name: str, request: "Request") -> Answer | None:
+        """An answer that need not wait until all is open; None where there is none, or all is open."""
+        assert self._begun is not None  # noqa: S101  made when the app starts
+        await self._wait(self._begun, request)
+        if self._front is None or self._content is not None or self._error is not None:
+            return None
+        _parameters(request)
+        return self._front.answer(name)
+
+    async def _wait(self, event: asyncio.Event, request: "Request") -> None:
+        """Wait for an event.
+
+        Raises:
+            Stopped: the client has left, or the server is ending.
+        """
+        while not event.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(event.wait(), 0.2)
+            ending = self._server is not None and self._server.should_exit
+            if not event.is_set() and (ending or await request.is_disconnected()):
+                raise Stopped
+
     async def _ready(self, request: "Request") -> Content:
         assert self._opened is not None  # noqa: S101  made when the app starts
-        while not self._opened.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._opened.wait(), 0.2)
-            ending = self._server is not None and self._server.should_exit
-            if not self._opened.is_set() and (ending or await request.is_disconnected()):
-                raise Stopped
+        await self._wait(self._opened, request)
         if self._content is None:
             raise Refusal(500, str(self._error))
         return self._content

@@ -1,9 +1,8 @@
-"""A recording as the document and the data of ``docs/page-format.md``."""
+"""The layers of a page that carries all it shows: their numbers as the data of ``docs/page-format.md``."""
 
 import base64
 import math
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,27 +10,13 @@ import torch
 from torch import Tensor
 
 from multihead import masks
+from multihead.front.document import CELLS, WEIGHTS, Node, Placement, named_entry, placement, plain, quantised, shrunk
 from multihead.masks import Mask
-from multihead.recording import PROMPT_TOKENS, Layer, Recording
+from multihead.recording import Layer
 from multihead.recording.whole import blocks_of, sink_of
-from multihead.version import __version__
 from multihead.view.blocks import BlockMaps, block_maps
 from multihead.view.codec import Encoded
 from multihead.view.rounded import Rounded
-
-VERSION = 2
-"""Of the page format."""
-
-CELLS = 48
-"""Cells a side of a head's overview."""
-
-Node = dict[str, object]
-"""A piece of the JSON document."""
-
-_WEIGHTS = ("q", "k", "q_shift", "k_shift", "steps", "lse", "bias", "weights")
-"""What a layer's entry holds its weights in, null where they are elsewhere."""
-
-_DTYPES = {"f64": "<f8", "f32": "<f4", "i32": "<i4", "u16": "<u2", "u8": "u1"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +44,7 @@ class Data:
 
     def add(self, array: np.ndarray | Tensor, dtype: str, *, like: Compression = PLAIN) -> Node:
         """Append an array as one of f64, f32, i32, u16 and u8; its reference."""
-        values = _plain(array, dtype)
+        values = plain(np.asarray(array), dtype)
         reference: Node = {"offset": self._length, "dtype": dtype, "shape": list(values.shape)}
         raw = values.tobytes()
         raw += bytes(-len(raw) % 8)
@@ -100,129 +85,13 @@ def sevens(data: bytes) -> str:
     return found
 
 
-def inline(array: np.ndarray | Tensor, dtype: str) -> Node:
-    """A reference that carries its array, for a document without a data block."""
-    values = _plain(array, dtype)
-    return {
-        "base64": base64.b64encode(values.tobytes()).decode("ascii"),
-        "dtype": dtype,
-        "shape": list(values.shape),
-    }
-
-
-def _plain(array: np.ndarray | Tensor, dtype: str) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(array), dtype=_DTYPES[dtype])
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a layer's queries stand in their text."""
-
-    positions: tuple[int, ...] | None
-    """Of the recorded queries; None for every token in order."""
-    offset: int
-    """From a position to the position that masks compare with keys."""
-    before: int
-    """Tokens of the query text that stand before the model's first query: those that a cache held."""
-    tokens: int
-    """Length of the query text."""
-
-
-def document_of(
-    recording: Recording,
-    layers: list[Node],
-    *,
-    texts: dict[str, list[str]],
-    title: str | None,
-    start: Mapping[str, object],
-    accuracy: float,
-    source: Node | None = None,
-    told: Mapping[str, str] | None = None,
-    pictures: Mapping[str, Node] | None = None,
-) -> Node:
-    """The whole document.
-
-    Args:
-        recording: what it is about.
-        layers: their entries.
-        texts: of :func:`texts_of`.
-        title: the page's; None: the model's name.
-        start: what is chosen when the page opens.
-        accuracy: the largest difference of a weight that is drawn.
-        source: where numbers come from; None: the page itself.
-        told: what else the provenance says.
-        pictures: what there is to say about texts that are no words, by their names.
-    """
-    model = recording.provenance.get("model")
-    provenance = {str(key): str(value) for key, value in recording.provenance.items()}
-    prompts = _prompts(recording)
-    return {
-        "format": "multihead-page",
-        "version": VERSION,
-        "title": title if title is not None else f"Attention of {model}" if model else "Attention",
-        "provenance": {**provenance, "page": f"multihead {__version__}", **(told or {})},
-        "accuracy": accuracy,
-        "source": source,
-        "texts": [
-            {"name": name, "tokens": tokens, "prompt": prompts.get(name), **(pictures or {}).get(name, {})}
-            for name, tokens in texts.items()
-        ],
-        "start": dict(start),
-        "layers": layers,
-    }
-
-
-def _prompts(recording: Recording) -> dict[str, int]:
-    """Of a generation, how many tokens of the text that the model went on with were its prompt."""
-    told = recording.provenance.get(PROMPT_TOKENS, "")
-    return {recording.layers[-1].query_text: int(told)} if recording.layers and told.isdecimal() else {}
-
-
-def texts_of(recording: Recording, item: int) -> dict[str, list[str]]:
-    """Each text's tokens, in order of first use; positions where the recording does not hold them."""
-    lengths: dict[str, int] = {}
-    for layer in recording.layers:
-        lengths[layer.query_text] = max(lengths.get(layer.query_text, 0), layer.sizes.queries)
-        lengths[layer.key_text] = max(lengths.get(layer.key_text, 0), layer.sizes.keys)
-    texts = {}
-    for name, length in lengths.items():
-        known = recording.texts.get(name)
-        texts[name] = [str(position) for position in range(length)] if known is None else list(known[item])
-    return texts
-
-
-def placement(layer: Layer, texts: dict[str, list[str]]) -> Placement:
-    """Where this layer's queries stand.
-
-    Raises:
-        ValueError: the texts have other lengths than the attention.
-    """
-    queries, keys = layer.sizes.queries, layer.sizes.keys
-    query_tokens, key_tokens = len(texts[layer.query_text]), len(texts[layer.key_text])
-    if key_tokens != keys:
-        raise ValueError(
-            f"layer {layer.index} has {keys} keys, but the text {layer.key_text!r} has {key_tokens} tokens: record it "
-            "with its own tokens."
-        )
-    if query_tokens == queries:
-        return Placement(layer.queries, keys - queries, 0, queries)
-    if layer.query_text == layer.key_text and queries < keys:
-        before = keys - queries
-        kept = range(queries) if layer.queries is None else layer.queries
-        return Placement(tuple(before + query for query in kept), 0, before, keys)
-    raise ValueError(
-        f"layer {layer.index} has {queries} queries, but the text {layer.query_text!r} has {query_tokens} tokens: "
-        "record it with its own tokens."
-    )
-
-
 def layer_entry(layer: Layer, encoded: Encoded | Rounded, texts: dict[str, list[str]], item: int, data: Data) -> Node:
     """One layer of the document; its arrays go into ``data``."""
     where = placement(layer, texts)
     maps = block_maps(layer, item)
-    cells, peak = _quantised(overview(layer, item, maps))
+    cells, peak = quantised(overview(layer, item, maps))
     return {
-        **_named(layer, where, texts),
+        **named_entry(layer, where, texts),
         **_numbers(encoded, data),
         "mask": _mask_node(layer.mask, layer, where, item, data),
         "sink": _optional(sink_of(layer, item), data),
@@ -233,48 +102,14 @@ def layer_entry(layer: Layer, encoded: Encoded | Rounded, texts: dict[str, list[
     }
 
 
-def served_entry(layer: Layer, means: Tensor, texts: dict[str, list[str]]) -> Node:
-    """One layer of the document of a page whose numbers come from a server.
-
-    Args:
-        layer: the layer.
-        means: (H, R, C) of its overview.
-        texts: of :func:`texts_of`.
-    """
-    cells, peak = _quantised(means)
-    return {
-        **_named(layer, placement(layer, texts), texts),
-        **dict.fromkeys((*_WEIGHTS, "mask", "sink", "entropy", "blocks")),
-        "overview": inline(cells, "u8"),
-        "overview_peak": inline(peak, "f32"),
-    }
-
-
 def _blocks_node(maps: BlockMaps, data: Data) -> Node:
     means, peaks = maps.coded()
     return {"side": maps.side, "mean": data.add(means, "u8"), "max": data.add(peaks, "u8")}
 
 
-def _named(layer: Layer, where: Placement, texts: dict[str, list[str]]) -> Node:
-    """What a layer is, wherever its numbers come from."""
-    names = list(texts)
-    return {
-        "index": layer.index,
-        "name": layer.name,
-        "heads": list(layer.heads),
-        "query_text": names.index(layer.query_text),
-        "key_text": names.index(layer.key_text),
-        "queries": None if where.positions is None else list(where.positions),
-        "query_offset": where.offset,
-        "rows": layer.query_count,
-        "keys": layer.sizes.keys,
-        "softcap": layer.softcap,
-    }
-
-
 def _numbers(encoded: Encoded | Rounded, data: Data) -> Node:
     """What a page computes weights from, or the weights themselves."""
-    absent: Node = dict.fromkeys(_WEIGHTS)
+    absent: Node = dict.fromkeys(WEIGHTS)
     if isinstance(encoded, Rounded):
         return absent | {"weights": data.add(encoded.weights, "u16")}
     return absent | {
@@ -362,7 +197,7 @@ def _numbered(ids: Tensor) -> Tensor:
     return torch.unique(ids, return_inverse=True)[1]
 
 
-def overview(layer: Layer, item: int, maps: BlockMaps | None = None) -> Tensor:
+def overview(layer: Layer, item: int, maps: BlockMaps | None = None) -> np.ndarray:
     """(H, R, C) mean weights of at most CELLS × CELLS cells a head: as recorded if they are there, else measured."""
     recorded = layer.statistics.blocks
     if recorded is not None:
@@ -376,7 +211,7 @@ def overview(layer: Layer, item: int, maps: BlockMaps | None = None) -> Tensor:
     return _shrunk(means)
 
 
-def sampled_overview(layer: Layer, item: int, rows: int) -> Tensor:
+def sampled_overview(layer: Layer, item: int, rows: int) -> np.ndarray:
     """(H, R, C) as :func:`overview`, with ``rows`` evenly spaced queries standing for each row of cells."""
     height = max(1, math.ceil(layer.query_count / CELLS))
     bands = torch.arange(layer.query_count).split(height)
@@ -385,20 +220,6 @@ def sampled_overview(layer: Layer, item: int, rows: int) -> Tensor:
     return _shrunk(blocks_of(layer, item, (rows, width), queries=sampled)[0])
 
 
-def _shrunk(blocks: Tensor) -> Tensor:
-    """The mean of neighbouring blocks, at most CELLS a side."""
-    cells = min(CELLS, blocks.shape[1]), min(CELLS, blocks.shape[2])
-    if cells == blocks.shape[1:]:
-        return blocks.detach().cpu().double()
-    pooled = torch.zeros(blocks.shape[0], *cells, dtype=torch.float64)
-    for head, into in zip(blocks, pooled, strict=True):
-        into[:] = torch.nn.functional.adaptive_avg_pool2d(head.detach().cpu()[None], cells)[0]
-    return pooled
-
-
-def _quantised(means: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """u8 cells, round(255 √(mean / peak)), and the f32 peaks."""
-    means = means.clamp_min(0.0)
-    peak = means.amax((1, 2)) if means[0].numel() else means.new_zeros(len(means))
-    cells = (255 * (means / peak.masked_fill(peak == 0, 1.0)[:, None, None]).sqrt()).round()
-    return cells.to(torch.uint8).numpy(), peak.float().numpy()
+def _shrunk(blocks: Tensor) -> np.ndarray:
+    blocks = blocks.detach().cpu()
+    return shrunk((blocks.float() if blocks.dtype == torch.bfloat16 else blocks).numpy())
