@@ -169,7 +169,7 @@ def test_pages_are_written_with_pictures(tmp_path):
 
 
 def _served_document(served: Served) -> dict:
-    html = served._page.decode()
+    html = served.front.answer("").body.decode()
     return json.loads(Elements(html).text("script", id="multihead-document"))
 
 

@@ -185,6 +185,7 @@ def with_traits(entries: Sequence[Node], traits: Sequence[Sequence[HeadTraits]])
     return [{**entry, "traits": node} for entry, node in zip(entries, nodes, strict=True)]
 
 
+@np.errstate(invalid="ignore")
 def shrunk(blocks: np.ndarray) -> np.ndarray:
     """(H, R, C) mean weights of blocks as at most CELLS × CELLS cells a head, float64: means of neighbouring blocks.
 
@@ -200,6 +201,7 @@ def shrunk(blocks: np.ndarray) -> np.ndarray:
     return blocks.astype(np.float64)
 
 
+@np.errstate(invalid="ignore")
 def quantised(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """u8 cells, round(255 √(mean / peak)), and the f32 peaks."""
     means = means.clip(min=0.0)

@@ -49,6 +49,9 @@ class Front:
         watched: the files that must stay as they are.
     """
 
+    last = "multihead.js"
+    """What a browser asks for last of it."""
+
     def __init__(self, document: Node, watched: Sequence[Watched] = ()) -> None:
         self.document, self.watched = document, tuple(watched)
         self._page = _SHELL.format(title=title_in_html(document), document=json_in_html(document)).encode()

@@ -78,8 +78,7 @@ class CheckedFile:
         """A tensor by its name, mapped, its checksum compared.
 
         Raises:
-            ValueError: the checksum does not fit.
-            TypeError: numpy has no such type of numbers: bfloat16.
+            ValueError: the checksum does not fit, or numpy has no such type of numbers.
         """
         found = self._read(name, self._mapped.array)
         self._compare(name, found.reshape(-1).view(np.uint8).data)

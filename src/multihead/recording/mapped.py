@@ -69,10 +69,11 @@ class MappedFile:
         """The same as numpy's array.
 
         Raises:
-            OSError, ValueError: as :meth:`tensor`.
-            TypeError: numpy has no such type of numbers: bfloat16.
+            OSError, ValueError: as :meth:`tensor`; or numpy has no such type of numbers.
         """
         shape, dtype = self.forms[name]
+        if dtype == "torch.bfloat16":
+            raise ValueError("numpy has no bfloat16")
         return self.raw(name).view(dtype.removeprefix("torch.")).reshape(shape)
 
     def raw(self, name: str) -> np.ndarray:

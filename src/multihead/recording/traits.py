@@ -179,14 +179,14 @@ def recorded(layer: LayerOutline, own: Mapping[str, np.ndarray], seen: Seen, *, 
     known = {name: own[name] for name in ("entropy", "sink") if name in own}
     if not learned:
         known.setdefault("sink", np.zeros((len(layer.heads), len(seen.real))))
-    if seen.first in (chosen := own["column_keys"].tolist() if "columns" in own else []):
+    if seen.first in (chosen := own["column_keys"].tolist() if {"columns", "column_keys"} <= own.keys() else []):
         known["first"] = own["columns"][:, :, chosen.index(seen.first)]
     # sums over queries hold those that are padding too
     if not seen.real.all():
         return known
     if "received" in own:
         known["received"] = own["received"]
-    if "offsets" in own and seen.positions is not None:
+    if {"offsets", "offset_edges"} <= own.keys() and seen.positions is not None:
         known |= _by_distance(own["offsets"], own["offset_edges"].tolist(), seen.positions, layer.sizes.keys)
     return known
 

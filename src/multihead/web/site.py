@@ -25,6 +25,7 @@ EXPOSED = "anyone on the network who has this address can read the text."
 
 _PATIENCE = 1
 _LONGEST_START = 30.0
+_CALM = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ class Content(Protocol):
 class Front(Protocol):
     """What answers some requests already, before all that answers is open."""
 
+    last: str
+    """The name that a browser asks for last of those that are answered here."""
+
     def answer(self, name: str) -> Answer | None:
         """The answer to a request for ``name``; None where it has to wait.
 
@@ -78,7 +82,9 @@ class Site:
     Args:
         opening: opens what answers; called in a thread once the site runs, so that the address is there before. Where
             there is a ``first``, it is given what that gave.
-        first: called before, in the same thread: opens what answers until all is open, or gives None.
+        first: called before, in the same thread: opens what answers until all is open, or gives None. The rest is
+            opened when a browser has all that is answered so, or asks for something else, and a second later at last:
+            while libraries are loaded, answers wait up to half a second.
         host: an address of this machine; ``0.0.0.0`` for all of them.
         port: 0 for a free one.
 
@@ -106,6 +112,7 @@ class Site:
         self._begun: asyncio.Event | None = None
         self._opened: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._wanted, self._closing = threading.Event(), False
         self._thread: threading.Thread | None = None
         self._server: uvicorn.Server | None = None
 
@@ -151,6 +158,8 @@ class Site:
 
     def close(self) -> None:
         """Free the address and end what runs."""
+        self._closing = True
+        self._wanted.set()
         self._socket.close()
         if self._thread is not None:
             # an interpreter that ends while a thread imports torch may crash
@@ -178,6 +187,10 @@ class Site:
             else:
                 self._front = self._first()
                 self._tell(self._begun)
+                if self._front is not None:
+                    self._wanted.wait(_CALM)
+                if self._closing:
+                    return
                 self._content = self._opening(self._front)
         except BaseException as error:  # noqa: BLE001  run() raises it
             self._error = error
@@ -216,7 +229,10 @@ class Site:
         if self._front is None or self._content is not None or self._error is not None:
             return None
         _parameters(request)
-        return self._front.answer(name)
+        found = self._front.answer(name)
+        if found is None or name == self._front.last:
+            self._wanted.set()
+        return found
 
     async def _wait(self, event: asyncio.Event, request: "Request") -> None:
         """Wait for an event.
