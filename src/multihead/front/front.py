@@ -142,9 +142,10 @@ def front_of(path: Path, *, item: int = 0, title: str | None = None) -> Front | 
         traits = [_traits(file, layer, item) for layer in layers]
         start = start_by_text(recording, item)
         document = served_document(recording, overviews, traits, item=item, title=title, start=start)
+        found = Front(document, [watched])
     except (RecordingError, ValueError):
         return None
-    return Front(document, [watched]) if watched.same() else None
+    return found if watched.same() else None
 
 
 def _is_said(file: CheckedFile, recording: RecordingOutline) -> bool:
