@@ -114,6 +114,32 @@ def test_ties_go_to_the_lower_key_wherever_it_stands():
     assert (tied == torch.tensor([3, 67, 70, 131, 1500, 1501])).all()
 
 
+ORDERS = {
+    "rising": lambda keys: torch.arange(keys).float(),
+    "falling": lambda keys: -torch.arange(keys).float(),
+    "equal": torch.zeros,
+    "few values": lambda keys: torch.arange(keys).remainder(7).float(),
+    "zeros of both signs": lambda keys: torch.where(torch.arange(keys) % 3 == 0, -0.0, 0.0),
+    "infinite but for some": lambda keys: torch.where(torch.arange(keys) % 400 == 5, -1.0, -torch.inf),
+}
+
+
+@pytest.mark.parametrize("count", [1, 8, 9], ids=lambda count: f"top {count}")
+@pytest.mark.parametrize("keys", [5, 64, 700, KEYS])
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_top_of_scores_in_any_order(order, keys, count):
+    """Among them those in which every score is larger than all before it, or none is."""
+    values = ORDERS[order](keys)
+    q, k = torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, keys, 2)
+    call = AttentionCall(q, k, k, bias=values[None, None, None])
+    _, found = cpu.measure(call, Statistics(top=count))
+    expected = values.sort(descending=True, stable=True)
+    held = min(count, int(values.isfinite().sum()))
+    assert (found.top_keys[..., :held] == expected.indices[:held]).all()
+    assert (found.top_keys[..., held:] == -1).all()
+    torch.testing.assert_close(found.top_weights[0, 0, 0, :held], values.softmax(0)[expected.indices[:held]])
+
+
 @pytest.mark.parametrize("queries", [[0], [306, 2, 150], list(range(100, 300))], ids=["one", "three", "many"])
 @pytest.mark.parametrize("mask", ["none", "causal", "documents", "scattered padding", "either"])
 def test_chosen_queries_are_a_cut_of_the_whole(queries, mask):

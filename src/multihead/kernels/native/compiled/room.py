@@ -55,7 +55,7 @@ def queries_at_once(keys, kept):
 
 @register_jitable
 def _floats_of(keys, dim, value_dim, kept):
-    """Numbers of all that is kept, in the order of the fields of Room and Rows; a number of 64 bits counts as two."""
+    """Numbers of all that is kept, in the order of the fields of Room, Rows, Search; of 64 bits, they count as two."""
     width, line = min(CHUNK, padded(keys, TILE_KEYS)), padded(value_dim, LANES)
     values = 0 if line == value_dim else width * line
     chunks = (keys + CHUNK - 1) // CHUNK if kept else 1
