@@ -1,6 +1,7 @@
 """The notebook's widget in a real Chromium, its network blocked: a frame, its messages, and the kernel behind them."""
 
 import base64
+import html
 import math
 import time
 from importlib import resources
@@ -58,23 +59,23 @@ addEventListener("keydown", (event) => keys.push(event.key));
 class Notebook:
     """A page that does what a notebook does with a widget, and a kernel that answers when it is let."""
 
-    def __init__(self, tab, served: Served | None, text: str, state: str) -> None:
-        self.tab = tab
+    def __init__(self, tab, host, served: Served | None, text: str, state: str) -> None:
+        self.tab, self.host = tab, host
         self.sent: Queue = Queue()
         self.answers = None if served is None else Answers(served, lambda *answer: self.sent.put(answer))
         self.saved: list[str] = []
         script = resources.files("multihead.view").joinpath("static", "widget.js").read_text(encoding="utf-8")
-        tab.evaluate("given => begin(...given)", [script, {"page": text, "state": state, "height": 640}])
+        host.evaluate("given => begin(...given)", [script, {"page": text, "state": state, "height": 640}])
 
     @property
     def frame(self):
-        frame = self.tab.locator("#cell iframe").element_handle().content_frame()
+        frame = self.host.locator("#cell iframe").element_handle().content_frame()
         frame.evaluate("multihead.ready")
         return frame
 
     def asked(self) -> list[dict]:
         """What the widget sends, taken from it without an answer."""
-        found = self.tab.evaluate("outbox.splice(0)")
+        found = self.host.evaluate("outbox.splice(0)")
         self.saved += [one["state"] for one in found if one["kind"] == "saved"]
         return [one for one in found if one["kind"] != "saved"]
 
@@ -93,7 +94,7 @@ class Notebook:
 
     def deliver(self, content: dict, body: bytes | None) -> None:
         encoded = None if body is None else base64.b64encode(body).decode()
-        self.tab.evaluate("given => deliver(...given)", [content, encoded])
+        self.host.evaluate("given => deliver(...given)", [content, encoded])
 
     def until(self, true):
         """Work until something is true, and say what it is."""
@@ -145,19 +146,24 @@ def notebook(chromium, tmp_path):  # noqa: F811
     """Open widgets; afterwards nothing may have asked for the network or complained."""
     opened = []
     path = tmp_path / "host.html"
-    path.write_text(HOST, encoding="utf-8")
 
-    def open_it(recording: Recording, *, whole: bool = False, state: str = "", start=None) -> Notebook:
+    def open_it(
+        recording: Recording, *, whole: bool = False, state: str = "", start=None, sandbox: str | None = None
+    ) -> Notebook:
+        inside = f'<iframe id="output" sandbox="{sandbox}" srcdoc="{html.escape(HOST)}"></iframe>'
+        path.write_text(HOST if sandbox is None else f"<!doctype html><title>an editor</title>{inside}", "utf-8")
         context = chromium.new_context(viewport={"width": 1280, "height": 900}, offline=True)
         tab, complaints = context.new_page(), []
-        tab.on("console", lambda message: complaints.append(message.text))
+        # what a browser says of an editor's frame is not about what stands in it
+        tab.on("console", lambda message: "can escape" in message.text or complaints.append(message.text))
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         tab.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
         tab.on("request", lambda asked: asked.url.startswith(("blob:", "file:")) or complaints.append(asked.url))
         tab.goto(path.as_uri())
+        host = tab if sandbox is None else tab.locator("#output").element_handle().content_frame()
         served = None if whole else Served(recording, opening=start, kind="frame")
         text = page(recording, start=start) if served is None else html_of(served.document, Data())
-        one = Notebook(tab, served, text, state)
+        one = Notebook(tab, host, served, text, state)
         opened.append((one, context, complaints))
         return one
 
@@ -209,6 +215,28 @@ def test_a_whole_page_needs_no_kernel(notebook, recording, exact):
     tile = np.array(one.frame.evaluate("multihead.tile(0, 2, 0, 0, 0, 'mean').then(tile => [...tile])"))
     assert tile.reshape(256, 256) == pytest.approx(exact[2, :256, :256], abs=1e-5)
     assert one.asked() == []
+
+
+OUTPUTS = {
+    "VS Code's webview": "allow-same-origin allow-pointer-lock allow-scripts allow-downloads allow-forms",
+    "Colab's output frame": "allow-downloads allow-forms allow-popups allow-same-origin allow-scripts",
+    "a frame without an origin": "allow-scripts",
+}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("sandbox", OUTPUTS.values(), ids=OUTPUTS)
+def test_in_the_frames_that_editors_show_outputs_in(notebook, recording, exact, sandbox, whole):
+    one = notebook(recording, whole=whole, start=START, sandbox=sandbox)
+    shown = one.until(lambda: len(one.shown()) > 3 and one.shown())
+    for token, weight in shown.items():
+        assert weight == pytest.approx(exact[1, 120, token], abs=1e-5)
+    one.frame.evaluate("void multihead.tile(0, 2, 1, 0, 0, 'max').then(tile => { window.tile = [...tile]; })")
+    one.until(lambda: one.frame.evaluate("window.tile !== undefined"))
+    tile = np.array(one.frame.evaluate("tile")).reshape(150, 150)
+    assert tile == pytest.approx(exact[2].reshape(150, 2, 150, 2).max((1, 3)), abs=1e-5)
+    one.press("ArrowRight")
+    one.until(lambda: one.saved and "token=121" in one.saved[-1])
 
 
 @pytest.mark.parametrize("whole", [True, False])
